@@ -1,0 +1,47 @@
+"""The one family of errors. Each knows the exit code that the command line ends with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class ActuneError(Exception):
+    """An error that actune explains itself: the message gives the value, what was expected, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(ActuneError):
+    """What the user asked for does not exist or does not parse: a target, a study, a space, a budget, an option."""
+
+    exit_code = 2
+
+
+class PlanError(UsageError):
+    """A plan that does not parse, or that does not fit the model it is applied to."""
+
+
+class InfeasibleError(ActuneError):
+    """No plan fits the budget."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, smallest_peak_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.smallest_peak_bytes = smallest_peak_bytes
+
+
+class TargetError(ActuneError):
+    """The target is at fault: its code raised, hung or died, whatever the plan."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, traceback_path: Path | None = None) -> None:
+        super().__init__(message)
+        self.traceback_path = traceback_path
+
+
+class StorageError(ActuneError):
+    """The database can't be opened, read or written."""
+
+    exit_code = 5

@@ -1,0 +1,106 @@
+"""The plan: what every layer gets, plus compile. Immutable, hashable, with one canonical form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from actune.errors import PlanError
+from actune.plan.patterns import LayerPattern, compress_fqns
+from actune.plan.treatment import NO_AC, Treatment
+
+CompileMode = Literal["off", "inside", "layer", "model"]
+COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Layers, by patterns over their FQNs, and the treatment that they get."""
+
+    layers: tuple[str, ...]
+    treatment: Treatment
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise PlanError('layers: the list is empty. Name at least one pattern, such as "layers.*".')
+        for text in self.layers:
+            LayerPattern(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What every layer gets, plus compile.
+
+    Attributes:
+        rules: the first rule that matches a layer holds; a layer that none matches is left alone.
+        compile: `off`; `inside`: checkpoint(compile(region)); `layer`: compile(layer with its checkpoints); `model`.
+        provenance: what actune wrote about where the plan comes from; neither compared nor hashed nor applied.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    compile: CompileMode = "off"
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.compile not in COMPILE_MODES:
+            raise PlanError(f"compile: '{self.compile}' is not known. Expected one of: {', '.join(COMPILE_MODES)}.")
+        for rule in self.rules:
+            policy = rule.treatment.policy
+            if policy == "memory_budget" and self.compile not in ("layer", "model"):
+                raise PlanError(
+                    f'policy: "memory_budget" is the compiler\'s own, but compile = "{self.compile}". '
+                    'Set compile = "layer" or "model".'
+                )
+            if policy == "selective" and self.compile == "inside":
+                raise PlanError(
+                    'policy: "selective" can\'t see the ops of a region that is compiled inside its checkpoint. '
+                    'Set compile = "layer", "model" or "off", or policy = "full".'
+                )
+        if self.compile == "model":
+            shares = {r.treatment.memory_budget for r in self.rules if r.treatment.policy == "memory_budget"}
+            if len(shares) > 1:
+                raise PlanError(
+                    f'memory_budget: {sorted(s for s in shares if s is not None)} in one plan with compile = "model": '
+                    'one compiled graph has one budget. Use one value, or compile = "layer".'
+                )
+
+    @classmethod
+    def from_treatments(cls, treatments: Mapping[str, Treatment], *, compile: CompileMode = "off") -> Plan:
+        """The canonical plan that gives each layer (by FQN, in the model's order) its treatment.
+
+        Layers with the same treatment share a rule, rules are ordered by their first layer, and layers without AC
+        stand in no rule: two plans that do the same to a model are then equal.
+        """
+        groups: dict[Treatment, list[str]] = {}
+        for fqn, treatment in treatments.items():
+            if treatment != NO_AC:
+                groups.setdefault(treatment, []).append(fqn)
+        return cls(tuple(Rule(compress_fqns(fqns), treatment) for treatment, fqns in groups.items()), compile)
+
+    def resolve(self, layer_fqns: Sequence[str]) -> dict[str, Treatment]:
+        """The treatment of each layer, in the model's order.
+
+        Raises:
+            PlanError: a pattern matches no layer, or its range reaches outside the model.
+        """
+        treatments = dict.fromkeys(layer_fqns, NO_AC)
+        taken: set[str] = set()
+        for rule in self.rules:
+            for text in rule.layers:
+                for fqn in LayerPattern(text).select(layer_fqns):
+                    if fqn not in taken:
+                        taken.add(fqn)
+                        treatments[fqn] = rule.treatment
+        return treatments
+
+    def canonical_for(self, layer_fqns: Sequence[str]) -> Plan:
+        """The canonical plan that does the same to a model with these layers."""
+        return Plan.from_treatments(self.resolve(layer_fqns), compile=self.compile)
+
+    def describe(self) -> str:
+        """One line for people: which layers get what."""
+        parts = [f"{', '.join(rule.layers)}: {rule.treatment.label()}" for rule in self.rules]
+        if self.compile != "off":
+            parts.append(f"compile={self.compile}")
+        return "; ".join(parts) or "no AC"

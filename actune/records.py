@@ -1,0 +1,284 @@
+"""What the coordinator and its workers say to each other, and what the store keeps. Plain frozen values.
+
+A worker reads one request per line of JSON and answers each with one reply. The `kind` field tells them apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+
+class Outcome(StrEnum):
+    """How a trial ended. An outcome is data, not an exception."""
+
+    OK = "ok"
+    OVER_BUDGET = "over_budget"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerClass:
+    """Layers of the same structure and shapes.
+
+    Attributes:
+        name: short and stable for a model, such as `TransformerBlock` or `DecoderLayer#2`.
+        layer_fqns: in the model's order.
+        parts: FQNs below the layer of its large children (attention, MoE, feed-forward), in order: what `split` wraps.
+        module_fqns: FQNs below the layer of every submodule, in order.
+        linear_fqns: those of them that are `nn.Linear`.
+    """
+
+    name: str
+    layer_fqns: tuple[str, ...]
+    parts: tuple[str, ...]
+    module_fqns: tuple[str, ...]
+    linear_fqns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStructure:
+    """The model's repeated layers, without the model.
+
+    Attributes:
+        layer_fqns: every layer of every stack, in the model's order.
+        classes: in order of their first layer; each layer is in one.
+    """
+
+    layer_fqns: tuple[str, ...]
+    classes: tuple[LayerClass, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInfo:
+    """What loading a target taught.
+
+    Attributes:
+        spec: as given on the command line.
+        fingerprint: equal for targets that run the same: source, options, structure, shapes, dtypes.
+        parameter_bytes: of all parameters.
+        static_bytes: what lies on the device before a first step (parameters, buffers, inputs): no plan peaks below.
+    """
+
+    spec: str
+    fingerprint: str
+    structure: ModelStructure
+    parameter_bytes: int
+    static_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What must match before two measurements are compared.
+
+    Attributes:
+        device: as given: `cpu`, `cuda`, `cuda:1`.
+        device_name: the processor's or the card's name.
+        device_total_bytes: the device's capacity, None on a CPU.
+        threads: of a CPU's compute.
+    """
+
+    device: str
+    device_name: str
+    device_total_bytes: int | None
+    threads: int
+    torch_version: str
+    python_version: str
+    platform: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepSample:
+    """One timed step. On a CPU `process_s` is the process's own CPU time; on CUDA both come from CUDA events."""
+
+    step_time_s: float
+    process_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePair:
+    """A step of the plan beside one of the reference, taken right after each other so that the machine's drift cancels."""
+
+    plan: StepSample
+    reference: StepSample
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a trial taught, whatever its outcome.
+
+    Attributes:
+        peak_bytes: see the design's vocabulary; None if no step ended.
+        allocated_bytes: CUDA: the allocator's peak of allocated bytes.
+        reserved_bytes: CUDA: the allocator's peak of reserved bytes.
+        pairs: raw timings against the reference; empty without one, or if the trial ended before timing.
+        compile_s: the first call's extra time in a compiled plan.
+        message: for outcomes other than ok, one line that says what happened.
+        detail: a traceback or the end of the worker's output.
+    """
+
+    outcome: Outcome
+    peak_bytes: int | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    pairs: tuple[SamplePair, ...] = ()
+    compile_s: float | None = None
+    message: str | None = None
+    detail: str | None = None
+
+
+# Requests
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTarget:
+    """Build the target, find its layers, and keep both. The first request of a worker's life."""
+
+    spec: str
+    device: str
+    seed: int
+    kind: Literal["load"] = "load"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurePlan:
+    """Run a few training steps under a plan: peak, then step times interleaved with the reference plan.
+
+    Attributes:
+        plan_toml: the plan.
+        reference_toml: the reference; None to leave time unmeasured.
+        budget_bytes: stop with `over_budget` after the first step that exceeds it; None for no cap.
+        timed_pairs: how many pairs of steps are timed.
+    """
+
+    plan_toml: str
+    reference_toml: str | None
+    budget_bytes: int | None
+    timed_pairs: int
+    kind: Literal["measure"] = "measure"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureRounds:
+    """Time several plans in rounds: each round runs one step of every plan, in an order that rotates."""
+
+    plan_tomls: tuple[str, ...]
+    rounds: int
+    kind: Literal["rounds"] = "rounds"
+
+
+@dataclass(frozen=True, slots=True)
+class CompareGradients:
+    """Loss and every gradient of one step under a plan against the same step under a reference plan."""
+
+    plan_toml: str
+    reference_toml: str
+    kind: Literal["gradients"] = "gradients"
+
+
+Request = LoadTarget | MeasurePlan | MeasureRounds | CompareGradients
+
+
+# Replies
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The target is there."""
+
+    target: TargetInfo
+    environment: Environment
+    kind: Literal["loaded"] = "loaded"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The measurement of a MeasurePlan. `worker_spent` asks for a new worker, as after an OOM or a leak."""
+
+    measurement: Measurement
+    worker_spent: bool = False
+    kind: Literal["measured"] = "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsMeasured:
+    """Timings of a MeasureRounds: `samples[i][r]` is plan i in round r."""
+
+    samples: tuple[tuple[StepSample, ...], ...]
+    kind: Literal["rounds_measured"] = "rounds_measured"
+
+
+@dataclass(frozen=True, slots=True)
+class GradientReport:
+    """Whether a plan computes what the reference computes.
+
+    Attributes:
+        equal: loss and every gradient agree, bitwise where the reference itself repeats bitwise and both plans run
+            the same kernels, else within `tolerance`.
+        bitwise: whether bitwise equality was asked for.
+        tolerance: largest relative L2 error accepted for a tensor, 0.0 if bitwise.
+        largest_error: the largest one found.
+        worst: the parameter it was found at, or `loss`.
+    """
+
+    equal: bool
+    bitwise: bool
+    tolerance: float
+    largest_error: float
+    worst: str
+    kind: Literal["gradients_compared"] = "gradients_compared"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request could not be carried out.
+
+    Attributes:
+        blame: `usage`: what was named does not exist or does not fit; `target`: its code raised; `plan`: the plan does
+            not fit the model; `oom`: out of memory; `internal`: actune's own fault.
+        message: one line.
+        detail: the traceback, empty for usage.
+    """
+
+    blame: Literal["usage", "target", "plan", "oom", "internal"]
+    message: str
+    detail: str = ""
+    kind: Literal["failed"] = "failed"
+
+
+Reply = Loaded | Measured | RoundsMeasured | GradientReport | Failed
+
+
+# What a study remembers
+
+
+@dataclass(frozen=True, slots=True)
+class StudySettings:
+    """What a study was started with; `resume` needs nothing else.
+
+    Attributes:
+        budget: as the user wrote it.
+        space: the search space's name or path, for people.
+        space_yaml: its text, so that a study goes on with what it was started with.
+        trials: how many plans are measured in all.
+        timeout_s: cap on the whole search, None for none.
+        trial_timeout_s: cap on one request to a worker.
+    """
+
+    target: str
+    budget: str
+    device: str
+    space: str
+    space_yaml: str
+    trials: int
+    sampler: str
+    seed: int
+    workers: int
+    timeout_s: float | None
+    trial_timeout_s: float
+    timed_pairs: int
+    verdict_rounds: int
