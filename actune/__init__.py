@@ -21,7 +21,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that the command line, which imports this package first, neither waits for torch nor opens a CUDA context.
+    # Lazy: the command line imports this package first, and must neither wait for torch nor open a CUDA context.
     if name not in _HOMES:
         raise AttributeError(f"module 'actune' has no attribute '{name}'")
     from importlib import import_module

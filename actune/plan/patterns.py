@@ -26,8 +26,8 @@ class LayerPattern:
                 raise PlanError(f"layers: '{self.text}' has the range {component}, which ends before it begins.")
             if bounds is None and _COMPONENT.fullmatch(component) is None:
                 raise PlanError(
-                    f"layers: '{self.text}' is not a pattern of FQNs. Expected names joined by dots, where N-M is a range "
-                    "and * any run of characters, such as layers.3, layers.0-11 or decoder.*"
+                    f"layers: '{self.text}' is not a pattern of FQNs. Expected names joined by dots, where N-M is a "
+                    "range and * any run of characters, such as layers.3, layers.0-11 or decoder.*"
                 )
 
     def select(self, layer_fqns: Sequence[str]) -> list[str]:
