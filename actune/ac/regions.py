@@ -1,0 +1,167 @@
+"""Regions: modules that are checkpointed as one unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+
+from actune.ac.module_path import ModulePath, TracedModulePath
+from actune.ac.ops import check_op_exists, resolve_save_ops
+from actune.ac.sac import RegionMemory, SaveRules, selective_context_fn
+from actune.errors import PlanError
+from actune.plan import WHOLE_LAYER, SavedOp, Treatment
+
+
+class Region(CheckpointWrapper):
+    """PyTorch's checkpoint wrapper, invisible in FQNs.
+
+    `CheckpointWrapper` keeps state_dict keys, but `named_parameters` and `named_modules` of the model around it would
+    show a level `_checkpoint_wrapped_module`. This one hands the walk on to the wrapped module.
+    """
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """The wrapped module's own walk, as if it stood here itself."""
+        walk: Iterator[tuple[str, nn.Module]] = self._checkpoint_wrapped_module.named_modules(
+            memo, prefix, remove_duplicate
+        )
+        return walk
+
+
+class SelectiveRegion(Region):
+    """A region under SAC, which after its first call knows whether everything that `save` names was there."""
+
+    def __init__(self, module: nn.Module, *, fqn: str, memory: RegionMemory, **checkpoint_kwargs: Any) -> None:
+        super().__init__(module, **checkpoint_kwargs)
+        self._fqn = fqn
+        self._memory = memory
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises PlanError after a first call in which an entry of `save` matched no op."""
+        output = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if self._memory.unmatched and self._memory.first_call_done:
+            module_fqn, name = min(self._memory.unmatched)
+            ran = ", ".join(sorted(self._memory.ops_seen.get(module_fqn, ()))) or "none"
+            raise PlanError(
+                f"save: no op matched '{module_fqn}::{name}' when {self._fqn} ran (or not as often as its number "
+                f"says). Ops that ran in '{module_fqn}': {ran}."
+            )
+        return output
+
+
+def checkpoint_kwargs(treatment: Treatment) -> dict[str, Any]:
+    """Keyword arguments for `torch.utils.checkpoint.checkpoint`, but for SAC's own."""
+    return {"early_stop": treatment.early_stop, "preserve_rng_state": treatment.preserve_rng_state}
+
+
+def resolve_rules(treatment: Treatment, region_module: nn.Module, region_fqn: str) -> SaveRules:
+    """The SAC knobs against one region.
+
+    `save` entries whose module this region does not have are left out here; that each matches somewhere is checked
+    over the whole rule.
+
+    Raises:
+        PlanError: an op that torch does not have, or a filter that matches a module that is no Linear.
+    """
+    modules = dict(region_module.named_modules())
+    saved: dict[tuple[str, str], frozenset[int] | None] = {}
+    for entry in map(SavedOp.parse, treatment.save):
+        check_op_exists(entry.op_name)
+        if entry.module_fqn != WHOLE_LAYER and entry.module_fqn not in modules:
+            continue
+        key = (entry.module_fqn, entry.op_name)
+        earlier = saved.get(key, frozenset())
+        if entry.occurrence is None or earlier is None:
+            saved[key] = None
+        else:
+            saved[key] = earlier | {entry.occurrence}
+    shapes: set[tuple[int, int]] = set()
+    names: set[str] = set()
+    for fqn, linear in filtered_linears(treatment, region_module, region_fqn):
+        if treatment.filter_by == "shape":
+            out_features, in_features = linear.weight.shape
+            shapes.add((in_features, out_features))
+        else:
+            names.add(fqn or WHOLE_LAYER)
+    return SaveRules(
+        treatment.save_every_nth_mm, resolve_save_ops(treatment.save_ops), saved, frozenset(shapes), frozenset(names)
+    )
+
+
+def filtered_linears(treatment: Treatment, region_module: nn.Module, region_fqn: str) -> list[tuple[str, nn.Linear]]:
+    """The Linears of the region whose full FQN contains one of `filter_fqns`, by FQN below the region.
+
+    Raises:
+        PlanError: a match is no `nn.Linear`, as in torchtitan.
+    """
+    found = []
+    for fqn, module in region_module.named_modules():
+        full_fqn = f"{region_fqn}.{fqn}" if fqn else region_fqn
+        matching = [part for part in treatment.filter_fqns if part in full_fqn]
+        if not matching:
+            continue
+        if not isinstance(module, nn.Linear):
+            linears = [f for f, m in region_module.named_modules() if isinstance(m, nn.Linear)]
+            raise PlanError(
+                f"filter_fqns: '{matching[0]}' matches {full_fqn}, which is a {type(module).__name__}, no nn.Linear. "
+                f"The Linears of {region_fqn} are: {', '.join(linears) or 'none'}."
+            )
+        found.append((fqn, module))
+    return found
+
+
+class RegionFactory:
+    """Makes the regions of a plan. Like regions share one context_fn, so that compiled code is shared."""
+
+    def __init__(self, *, compiled: bool) -> None:
+        self._compiled = compiled
+        self._context_fns: dict[Any, Any] = {}
+        self._paths: list[ModulePath] = []
+
+    def make(self, module: nn.Module, fqn: str, treatment: Treatment) -> Region:
+        """The region for a module.
+
+        Raises:
+            PlanError: the treatment does not fit the module.
+        """
+        if treatment.policy == "full":
+            return Region(module, **checkpoint_kwargs(treatment))
+        rules = resolve_rules(treatment, module, fqn)
+        memory = RegionMemory(unmatched=set() if self._compiled else set(rules.saved))
+        if self._compiled:
+            key = (treatment, tuple(sorted(rules.saved)), rules.filter_shapes, rules.filter_modules)
+            if key not in self._context_fns:
+                path = TracedModulePath() if rules.need_module_path else None
+                self._context_fns[key] = selective_context_fn(rules, path, memory, compiled=True)
+            return Region(module, context_fn=self._context_fns[key], **checkpoint_kwargs(treatment))
+        eager_path = ModulePath(module) if rules.need_module_path else None
+        if eager_path is not None:
+            self._paths.append(eager_path)
+        context_fn = selective_context_fn(rules, eager_path, memory, compiled=False)
+        return SelectiveRegion(module, fqn=fqn, memory=memory, context_fn=context_fn, **checkpoint_kwargs(treatment))
+
+    def close(self) -> None:
+        """Removes what `make` hooked into modules."""
+        for path in self._paths:
+            path.close()
+        self._paths.clear()
+
+
+def region_draws_random_numbers(module: nn.Module) -> str | None:
+    """The FQN of a submodule that drops out while training, or None.
+
+    Finds dropout modules and the attributes by which attention modules keep a dropout probability.
+    """
+    for fqn, submodule in module.named_modules():
+        if isinstance(submodule, nn.modules.dropout._DropoutNd):
+            if submodule.p > 0:
+                return str(fqn)
+            continue
+        for name, value in vars(submodule).items():
+            if "dropout" in name and isinstance(value, float) and value > 0:
+                return f"{fqn}.{name}".lstrip(".")
+    return None
