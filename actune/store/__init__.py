@@ -1,0 +1,20 @@
+"""What a search remembers: studies, trials, measurements and verdicts, in one database beside Optuna's own tables.
+
+The one home of SQLAlchemy, alembic and filelock. Optuna is told of the database by `Store.url`; its home is the search.
+"""
+
+from __future__ import annotations
+
+from actune.store.lock import setup_lock, study_lock
+from actune.store.names import validate_study_name
+from actune.store.store import Store, environment_fingerprint
+from actune.store.summary import StudySummary
+
+__all__ = [
+    "Store",
+    "StudySummary",
+    "environment_fingerprint",
+    "setup_lock",
+    "study_lock",
+    "validate_study_name",
+]

@@ -1,0 +1,27 @@
+"""Which names a study may have."""
+
+from __future__ import annotations
+
+import re
+
+from actune.boundary import shorten
+from actune.errors import UsageError
+
+MAX_STUDY_NAME_LENGTH = 100
+
+# ASCII only, and no separator or leading dot: the name is part of a file's name, which must stay in its folder.
+_STUDY_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_STUDY_NAME_LENGTH - 1}}}")
+
+
+def validate_study_name(name: str) -> str:
+    """The name, unchanged.
+
+    Raises:
+        UsageError: the name has another form.
+    """
+    if _STUDY_NAME.fullmatch(name) is None:
+        raise UsageError(
+            f"study name {shorten(name)} is not usable. Expected 1 to {MAX_STUDY_NAME_LENGTH} letters, digits, '.', "
+            f"'_' or '-', the first a letter or a digit, such as 'llama3-8b_64GiB'."
+        )
+    return name

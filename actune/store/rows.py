@@ -1,0 +1,130 @@
+"""Records as rows of the tables, and back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import sqlalchemy as sa
+
+from actune.records import Measurement, Outcome, SamplePair, StepSample, StudyRecord, TrialRecord, Verdict
+from actune.store.schema import measurements, plans, samples, studies, trials, verdicts
+from actune.store.verdicts import Comparison
+
+STUDY_COLUMNS = tuple(studies.c[field.name] for field in fields(StudyRecord))
+
+_PLAIN_OF_MEASUREMENT = tuple(field.name for field in fields(Measurement) if field.name not in ("outcome", "pairs"))
+MEASUREMENT_COLUMNS = (
+    measurements.c.id.label("measurement_id"),
+    measurements.c.outcome,
+    *(measurements.c[name] for name in _PLAIN_OF_MEASUREMENT),
+)
+_PLAIN_OF_TRIAL = ("number", "preset", "attempt", "reused", "started_at", "finished_at")
+_PLAIN_OF_VERDICT = tuple(field.name for field in fields(Verdict) if field.name not in ("entries", "gradients"))
+
+Pairs = Mapping[int, tuple[SamplePair, ...]]
+
+
+def study_from_row(row: Any) -> StudyRecord:
+    """From a row that has STUDY_COLUMNS."""
+    return StudyRecord(**{column.name: getattr(row, column.name) for column in STUDY_COLUMNS})
+
+
+def measurement_values(measurement: Measurement) -> dict[str, Any]:
+    """For a row of `measurements`, without its key."""
+    return {"outcome": str(measurement.outcome)} | {name: getattr(measurement, name) for name in _PLAIN_OF_MEASUREMENT}
+
+
+def measurement_from_row(row: Any, pairs: Pairs) -> Measurement:
+    """From a row that has MEASUREMENT_COLUMNS, and the pairs of all measurements by id."""
+    plain = {name: getattr(row, name) for name in _PLAIN_OF_MEASUREMENT}
+    return Measurement(outcome=Outcome(row.outcome), pairs=pairs.get(row.measurement_id, ()), **plain)
+
+
+def sample_values(measurement_id: int, pairs: tuple[SamplePair, ...]) -> list[dict[str, Any]]:
+    """For the rows of `samples`."""
+    return [
+        {
+            "measurement_id": measurement_id,
+            "position": position,
+            "step_time_s": pair.plan.step_time_s,
+            "process_s": pair.plan.process_s,
+            "reference_step_time_s": pair.reference.step_time_s,
+            "reference_process_s": pair.reference.process_s,
+        }
+        for position, pair in enumerate(pairs)
+    ]
+
+
+def read_pairs(connection: sa.Connection, measurement_ids: sa.Select[tuple[int]]) -> Pairs:
+    """The pairs of many measurements in one query, by the measurement's id."""
+    query = (
+        sa.select(
+            samples.c.measurement_id,
+            samples.c.step_time_s,
+            samples.c.process_s,
+            samples.c.reference_step_time_s,
+            samples.c.reference_process_s,
+        )
+        .where(samples.c.measurement_id.in_(measurement_ids))
+        .order_by(samples.c.measurement_id, samples.c.position)
+    )
+    pairs: dict[int, list[SamplePair]] = defaultdict(list)
+    for measurement_id, step_time_s, process_s, reference_step_time_s, reference_process_s in connection.execute(query):
+        pairs[measurement_id].append(
+            SamplePair(StepSample(step_time_s, process_s), StepSample(reference_step_time_s, reference_process_s))
+        )
+    return {measurement_id: tuple(found) for measurement_id, found in pairs.items()}
+
+
+def trial_values(trial: TrialRecord) -> dict[str, Any]:
+    """For a row of `trials`, without its study and measurement."""
+    return {name: getattr(trial, name) for name in _PLAIN_OF_TRIAL}
+
+
+def read_trials(connection: sa.Connection, study_id: int, *, number: int | None = None) -> list[TrialRecord]:
+    """A study's trials by number, or only the one of that number: two queries, however many they are."""
+    wanted = trials.c.study_id == study_id
+    if number is not None:
+        wanted &= trials.c.number == number
+    query = (
+        sa.select(
+            *(trials.c[name] for name in _PLAIN_OF_TRIAL),
+            measurements.c.plan_hash,
+            plans.c.toml,
+            *MEASUREMENT_COLUMNS,
+        )
+        .join(measurements, measurements.c.id == trials.c.measurement_id)
+        .join(plans, plans.c.plan_hash == measurements.c.plan_hash)
+        .where(wanted)
+        .order_by(trials.c.number)
+    )
+    pairs = read_pairs(connection, sa.select(trials.c.measurement_id).where(wanted))
+    return [
+        TrialRecord(
+            plan_hash=row.plan_hash,
+            plan_toml=row.toml,
+            measurement=measurement_from_row(row, pairs),
+            **{name: getattr(row, name) for name in _PLAIN_OF_TRIAL},
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def verdict_values(verdict: Verdict) -> dict[str, Any]:
+    """For a row of `verdicts`, without its study and date."""
+    plain = {name: getattr(verdict, name) for name in _PLAIN_OF_VERDICT}
+    return plain | {"comparison": Comparison(verdict.entries, verdict.gradients)}
+
+
+def read_verdict(connection: sa.Connection, study_id: int) -> Verdict | None:
+    """A study's verdict, None if it has none."""
+    query = sa.select(verdicts).where(verdicts.c.study_id == study_id)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    comparison: Comparison = row.comparison
+    plain = {name: getattr(row, name) for name in _PLAIN_OF_VERDICT}
+    return Verdict(entries=comparison.entries, gradients=comparison.gradients, **plain)

@@ -1,0 +1,78 @@
+"""What a list of studies shows of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from actune.records import StudyRecord
+from actune.store.rows import STUDY_COLUMNS, study_from_row
+from actune.store.schema import measurements, studies, trials, verdicts
+
+
+@dataclass(frozen=True, slots=True)
+class StudySummary:
+    """A study and how far it got.
+
+    Attributes:
+        study: its record.
+        finished_trials: how many trials it has, whatever their outcome.
+        decided_at: when its verdict was taken, ISO 8601, UTC; None if it has none.
+        best_hash: the verdict's best plan; None without a verdict, or if no plan was good enough.
+        best_relative_step_time: of that plan against the reference, from the final comparison.
+        best_peak_bytes: as measured in the trial that the plan came from.
+    """
+
+    study: StudyRecord
+    finished_trials: int
+    decided_at: str | None
+    best_hash: str | None
+    best_relative_step_time: float | None
+    best_peak_bytes: int | None
+
+
+def read_summaries(connection: sa.Connection) -> list[StudySummary]:
+    """Of all studies, the oldest first."""
+    counts = sa.select(trials.c.study_id, sa.func.count().label("finished")).group_by(trials.c.study_id).subquery()
+    query = (
+        sa.select(
+            studies.c.id.label("study_id"),
+            *STUDY_COLUMNS,
+            sa.func.coalesce(counts.c.finished, 0).label("finished"),
+            verdicts.c.best_hash,
+            verdicts.c.comparison,
+            verdicts.c.decided_at,
+        )
+        .select_from(studies)
+        .outerjoin(counts, counts.c.study_id == studies.c.id)
+        .outerjoin(verdicts, verdicts.c.study_id == studies.c.id)
+        .order_by(studies.c.id)
+    )
+    peaks = _peaks_of_best_plans(connection)
+    summaries = []
+    for row in connection.execute(query):
+        entries = row.comparison.entries if row.comparison is not None and row.best_hash is not None else ()
+        best = next((entry for entry in entries if entry.plan_hash == row.best_hash), None)
+        summaries.append(
+            StudySummary(
+                study=study_from_row(row),
+                finished_trials=row.finished,
+                decided_at=row.decided_at,
+                best_hash=row.best_hash,
+                best_relative_step_time=None if best is None else best.relative_step_time,
+                best_peak_bytes=None if best is None else peaks.get((row.study_id, best.number)),
+            )
+        )
+    return summaries
+
+
+def _peaks_of_best_plans(connection: sa.Connection) -> dict[tuple[int, int], int | None]:
+    """By study and trial. A plan may have several trials in a study; the verdict's entry tells which one counts."""
+    query = (
+        sa.select(trials.c.study_id, trials.c.number, measurements.c.peak_bytes)
+        .join(measurements, measurements.c.id == trials.c.measurement_id)
+        .join(verdicts, verdicts.c.study_id == trials.c.study_id)
+        .where(measurements.c.plan_hash == verdicts.c.best_hash)
+    )
+    return {(row.study_id, row.number): row.peak_bytes for row in connection.execute(query)}
