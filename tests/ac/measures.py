@@ -84,4 +84,4 @@ def gradients(model, x):
     model.zero_grad(set_to_none=True)
     out = model(x)
     out.sum().backward()
-    return {"out": out.detach(), "x": x.grad, **{n: p.grad for n, p in model.named_parameters()}}
+    return {"out": out.detach(), "x": x.grad, **{n: p.grad.clone() for n, p in model.named_parameters()}}
