@@ -1,0 +1,104 @@
+"""A CUDA card: peaks from the allocator's statistics, time from CUDA events, the budget as a hard cap."""
+
+from __future__ import annotations
+
+import gc
+import platform
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from actune.errors import UsageError
+from actune.measure.device import PeakProbe
+from actune.records import Environment, StepSample
+
+
+class CudaDevice:
+    """One card. What other processes hold on it counts as lying outside the allocator: measure on a card of your own."""
+
+    def __init__(self, text: str) -> None:
+        if not torch.cuda.is_available():
+            raise UsageError(
+                f"device '{text}': this machine has no CUDA device that torch {torch.__version__} can use."
+            )
+        self.torch_device = torch.device(text if ":" in text else "cuda:0")
+        if (self.torch_device.index or 0) >= torch.cuda.device_count():
+            raise UsageError(
+                f"device '{text}': this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0."
+            )
+        self._text = text
+        torch.cuda.set_device(self.torch_device)
+        torch.cuda.init()
+
+    def environment(self) -> Environment:
+        """The card and the versions."""
+        properties = torch.cuda.get_device_properties(self.torch_device)
+        return Environment(
+            device=self._text,
+            device_name=properties.name,
+            device_total_bytes=properties.total_memory,
+            threads=torch.get_num_threads(),
+            torch_version=torch.__version__,
+            python_version=platform.python_version(),
+            platform=platform.platform(),
+        )
+
+    def outside_bytes(self) -> int:
+        """What the card holds beyond the allocator: the context, libraries' workspaces, other processes."""
+        free_bytes, total_bytes = torch.cuda.mem_get_info(self.torch_device)
+        return max(0, total_bytes - free_bytes - torch.cuda.memory_reserved(self.torch_device))
+
+    def live_bytes(self, ignore: Iterable[Tensor] = ()) -> int:
+        """What the allocator has given out; tensors of the measuring itself are kept on the CPU."""
+        gc.collect()
+        return torch.cuda.memory_allocated(self.torch_device)
+
+    def peak_probe(self, ignore: Iterable[Tensor] = ()) -> PeakProbe:
+        """The allocator's peaks of one step."""
+        return CudaPeakProbe(self)
+
+    def timed(self, step: Callable[[], None]) -> StepSample:
+        """Time between two events around everything that the step enqueued."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.torch_device)
+        start.record()
+        step()
+        end.record()
+        end.synchronize()
+        step_time_s = start.elapsed_time(end) / 1e3
+        return StepSample(step_time_s, step_time_s)
+
+    def set_cap(self, budget_bytes: int | None) -> None:
+        """Beyond the budget the allocator raises torch.OutOfMemoryError. What lies outside of it counts too."""
+        total_bytes = torch.cuda.get_device_properties(self.torch_device).total_memory
+        fraction = 1.0
+        if budget_bytes is not None:
+            fraction = min(1.0, max(0.0, (budget_bytes - self.outside_bytes()) / total_bytes))
+        torch.cuda.set_per_process_memory_fraction(fraction, self.torch_device)
+
+    def release_cached(self) -> None:
+        """Empties the caching allocator."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+class CudaPeakProbe:
+    """Peaks of allocated and reserved bytes; `peak_bytes` is reserved plus what lies outside the allocator."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+        self.peak_bytes = 0
+        self.allocated_bytes: int | None = None
+        self.reserved_bytes: int | None = None
+
+    def __enter__(self) -> CudaPeakProbe:
+        torch.cuda.synchronize(self._device.torch_device)
+        torch.cuda.reset_peak_memory_stats(self._device.torch_device)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        torch.cuda.synchronize(self._device.torch_device)
+        self.allocated_bytes = torch.cuda.max_memory_allocated(self._device.torch_device)
+        self.reserved_bytes = torch.cuda.max_memory_reserved(self._device.torch_device)
+        self.peak_bytes = self.reserved_bytes + self._device.outside_bytes()

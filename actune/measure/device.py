@@ -1,0 +1,164 @@
+"""The device of a worker: what it is, what it holds, and how a step on it is timed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from actune.errors import UsageError
+from actune.measure.allocations import AllocationTrace
+from actune.records import Environment, StepSample
+
+
+class PeakProbe(Protocol):
+    """Watches one step. Its numbers hold once the `with` block has ended."""
+
+    peak_bytes: int
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+
+    def __enter__(self) -> PeakProbe: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Device(Protocol):
+    """What measuring needs of a device."""
+
+    torch_device: torch.device
+
+    def environment(self) -> Environment:
+        """What must match before two measurements are compared."""
+        ...
+
+    def live_bytes(self, ignore: Iterable[Tensor] = ()) -> int:
+        """Bytes held by tensors right now; `ignore` are tensors of the measuring itself."""
+        ...
+
+    def peak_probe(self, ignore: Iterable[Tensor] = ()) -> PeakProbe:
+        """A probe for one step. Gradients of earlier steps must be freed before it is entered."""
+        ...
+
+    def timed(self, step: Callable[[], None]) -> StepSample:
+        """Runs the step and times it, everything that it started on the device included."""
+        ...
+
+    def set_cap(self, budget_bytes: int | None) -> None:
+        """Makes the device refuse allocations beyond the budget, where it can; None lifts the cap."""
+        ...
+
+    def release_cached(self) -> None:
+        """Gives cached memory back, so that a trial starts where the first one did."""
+        ...
+
+
+def open_device(text: str) -> Device:
+    """The device of that name.
+
+    Raises:
+        UsageError: there is none, or this machine does not have it.
+    """
+    if text == "cpu":
+        return CpuDevice()
+    if re.fullmatch(r"cuda(:\d+)?", text):
+        from actune.measure.cuda import CudaDevice
+
+        return CudaDevice(text)
+    raise UsageError(f"device '{text}' is not known. Expected cpu, cuda, or cuda:N for the card with the number N.")
+
+
+class CpuDevice:
+    """The processor. Peaks come from the allocator's own events; time is the wall's and the process's own."""
+
+    def __init__(self) -> None:
+        self.torch_device = torch.device("cpu")
+        # One thread unless the user says otherwise: on a shared machine more of them wait for each other, and a trial's
+        # process time would not be its work.
+        self._threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
+        torch.set_num_threads(self._threads)
+
+    def environment(self) -> Environment:
+        """The processor, its threads, and the versions."""
+        return Environment(
+            device="cpu",
+            device_name=_processor_name(),
+            device_total_bytes=None,
+            threads=self._threads,
+            torch_version=torch.__version__,
+            python_version=platform.python_version(),
+            platform=platform.platform(),
+        )
+
+    def live_bytes(self, ignore: Iterable[Tensor] = ()) -> int:
+        """The storages of all tensors that Python knows, each counted once."""
+        gc.collect()
+        seen = {_storage_key(tensor) for tensor in ignore}
+        live_bytes = 0
+        for thing in gc.get_objects():
+            # By type, not isinstance: lazy modules of other libraries import themselves when asked for their class.
+            if issubclass(type(thing), Tensor) and thing.device.type == "cpu" and thing.layout == torch.strided:
+                key = _storage_key(thing)
+                if key not in seen:
+                    seen.add(key)
+                    live_bytes += thing.untyped_storage().nbytes()
+        return live_bytes
+
+    def peak_probe(self, ignore: Iterable[Tensor] = ()) -> PeakProbe:
+        """Live bytes at the start plus the highest running sum of the allocator's events."""
+        return CpuPeakProbe(self.live_bytes(ignore))
+
+    def timed(self, step: Callable[[], None]) -> StepSample:
+        """Wall time and the process's CPU time."""
+        process_start_s, start_s = time.process_time(), time.perf_counter()
+        step()
+        return StepSample(time.perf_counter() - start_s, time.process_time() - process_start_s)
+
+    def set_cap(self, budget_bytes: int | None) -> None:
+        """A processor has no cap: the peak is compared with the budget after each step."""
+
+    def release_cached(self) -> None:
+        """The CPU allocator caches nothing."""
+        gc.collect()
+
+
+def _storage_key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+class CpuPeakProbe:
+    """The exact peak of one step on a CPU, compiled kernels included."""
+
+    allocated_bytes = None
+    reserved_bytes = None
+
+    def __init__(self, live_bytes: int) -> None:
+        self._live_bytes = live_bytes
+        self._trace = AllocationTrace()
+        self.peak_bytes = live_bytes
+
+    def __enter__(self) -> CpuPeakProbe:
+        self._trace.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._trace.__exit__(*exc)
+        self.peak_bytes = self._live_bytes + max(0, self._trace.highest_running_sum_bytes())
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass  # no such file on this system; platform knows less
+    return platform.processor() or platform.machine()

@@ -1,0 +1,137 @@
+"""One trial: a plan's peak, then its step time in pairs with the reference plan."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import traceback
+
+import torch
+
+from actune.boundary import shorten
+from actune.errors import ActuneError, PlanError
+from actune.measure.device import PeakProbe
+from actune.measure.workload import Workload
+from actune.plan import Plan, parse_plan
+from actune.records import Measured, Measurement, MeasurePlan, Outcome, SamplePair
+from actune.units import format_bytes
+
+PEAK_STEPS = 2
+"""The optimizer's first real step, which makes its state, and one with that state there."""
+
+LEAK_TOLERANCE_BYTES = 2**20
+
+
+def measure_plan(workload: Workload, request: MeasurePlan) -> Measured:
+    """Runs a trial. Whatever the target does under the plan is an outcome.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    plan = parse_plan(request.plan_toml)
+    reference = None if request.reference_toml is None else parse_plan(request.reference_toml)
+    workload.restart()
+    live_bytes_before = workload.device.live_bytes(workload.bookkeeping)
+    workload.device.set_cap(request.budget_bytes)
+    try:
+        measurement = _run(workload, plan, reference, request)
+    except PlanError:
+        raise
+    except Exception as error:
+        measurement = failed_measurement(error, budget_bytes=request.budget_bytes, workload=workload)
+    finally:
+        workload.device.set_cap(None)
+        workload.forget_plans()
+        workload.restart()
+    leaked_bytes = workload.device.live_bytes(workload.bookkeeping) - live_bytes_before
+    spent = leaked_bytes > LEAK_TOLERANCE_BYTES or measurement.outcome is Outcome.OOM
+    return Measured(measurement, worker_spent=spent)
+
+
+def _run(workload: Workload, plan: Plan, reference: Plan | None, request: MeasurePlan) -> Measurement:
+    first_call_s = _warm_up(workload, plan)
+    probe = None
+    workload.start_optimizer()
+    for step in range(PEAK_STEPS):
+        latest = _probe_step(workload, plan, step)
+        if probe is None or latest.peak_bytes > probe.peak_bytes:
+            probe = latest
+        if request.budget_bytes is not None and probe.peak_bytes > request.budget_bytes:
+            return Measurement(
+                Outcome.OVER_BUDGET,
+                probe.peak_bytes,
+                probe.allocated_bytes,
+                probe.reserved_bytes,
+                message=f"peak {format_bytes(probe.peak_bytes)} is over the budget of "
+                f"{format_bytes(request.budget_bytes)}",
+            )
+    assert probe is not None
+    workload.device.set_cap(None)  # the reference may need more than the plan
+    pairs = () if reference is None else _timed_pairs(workload, plan, reference, request.timed_pairs)
+    compile_s = None
+    if first_call_s is not None and pairs:
+        compile_s = max(0.0, first_call_s - statistics.median(pair.plan.step_time_s for pair in pairs))
+    return Measurement(
+        Outcome.OK, probe.peak_bytes, probe.allocated_bytes, probe.reserved_bytes, pairs, compile_s=compile_s
+    )
+
+
+def _warm_up(workload: Workload, plan: Plan) -> float | None:
+    """Compiles, and warms autotuners up, before a peak is taken: seconds of the first call, None on an eager CPU.
+
+    On an eager CPU nothing is warmed up by a step, so that a plan over the budget is known after its first.
+    """
+    if plan.compile == "off" and workload.device.torch_device.type == "cpu":
+        return None
+    start_s = time.perf_counter()
+    with workload.under(plan):
+        workload.forward_backward(0)
+    first_call_s = time.perf_counter() - start_s
+    workload.clear_gradients()
+    return None if plan.compile == "off" else first_call_s
+
+
+def _probe_step(workload: Workload, plan: Plan, step: int) -> PeakProbe:
+    workload.clear_gradients()
+    workload.fetch_batch(step)
+    with workload.under(plan), workload.device.peak_probe(workload.bookkeeping) as probe:
+        workload.train_step(step)
+    return probe
+
+
+def _timed_pairs(workload: Workload, plan: Plan, reference: Plan, count: int) -> tuple[SamplePair, ...]:
+    """Steps of the plan and of the reference side by side, on the same batch, in alternating order."""
+    with workload.under(reference):
+        workload.train_step(PEAK_STEPS)
+    with workload.under(plan):
+        workload.train_step(PEAK_STEPS)
+    pairs = []
+    for number in range(count):
+        step = PEAK_STEPS + 1 + number
+        workload.fetch_batch(step)
+        samples = {}
+        for which in ((plan, reference), (reference, plan))[number % 2]:
+            with workload.under(which):
+                samples[id(which)] = workload.device.timed(lambda step=step: workload.train_step(step))  # type: ignore[misc]
+        pairs.append(SamplePair(samples[id(plan)], samples[id(reference)]))
+    return tuple(pairs)
+
+
+def failed_measurement(error: Exception, *, budget_bytes: int | None, workload: Workload) -> Measurement:
+    """The outcome of a trial that raised: out of memory (over budget, if that was the cap's doing), or an error."""
+    message = f"{type(error).__name__}: {shorten(str(error), 300)}"
+    if isinstance(error, ActuneError):
+        message = str(error)
+    if not is_out_of_memory(error):
+        return Measurement(Outcome.ERROR, message=message, detail=traceback.format_exc())
+    total_bytes = workload.device.environment().device_total_bytes
+    if budget_bytes is not None and total_bytes is not None and budget_bytes < total_bytes:
+        return Measurement(Outcome.OVER_BUDGET, message=f"out of memory under the cap of {format_bytes(budget_bytes)}")
+    return Measurement(Outcome.OOM, message=message)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: on the card, in Python, or in the CPU allocator, which raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )

@@ -1,0 +1,177 @@
+"""A target brought to life on a device: one model, put back to its start before each trial, switched between plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from actune.ac import Application
+from actune.errors import TargetError
+from actune.measure.device import Device
+from actune.plan import Plan, plan_hash
+from actune.profiler import discover, structure_fingerprint
+from actune.records import ModelStructure
+from actune.target_spec import parse_target_spec
+from actune.targets import BoundTarget, load_target, source_fingerprint
+
+
+class Workload:
+    """The model, its optimizer and its batches. Every trial starts from the same parameters, buffers and seed.
+
+    Attributes:
+        target: what the user named.
+        model: kept for the worker's life; plans are applied to it and removed.
+        structure: its layers.
+    """
+
+    def __init__(self, spec_text: str, device: Device, *, seed: int) -> None:
+        """Builds the target.
+
+        Raises:
+            UsageError: what the spec names does not exist.
+            TargetError: the target's code raised, or the model has no layers.
+        """
+        self._spec_text = spec_text
+        self.device = device
+        self._seed = seed
+        torch.manual_seed(seed)
+        self.target: BoundTarget = load_target(spec_text)
+        if self.target.has_parallelize:
+            raise TargetError(
+                f"target '{spec_text}' has parallelize(): it is trained by several processes, which this version does "
+                "not start. Remove parallelize() to tune the plan of one process."
+            )
+        self.model = _materialize(self.target.model(), device.torch_device, target=spec_text)
+        self.structure: ModelStructure = discover(self.model, self.target.layer_fqns)
+        self._start = _copy_of_state(self.model)
+        self._applications: dict[str, Application] = {}
+        self._optimizer: Optimizer | None = None
+        self._batches: dict[int, Any] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for targets that run the same."""
+        source = source_fingerprint(parse_target_spec(self._spec_text))
+        return f"{source}-{structure_fingerprint(self.model)}-{self._seed}"
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of all parameters, shared ones once."""
+        return sum(parameter.nbytes for parameter in self.model.parameters())
+
+    @property
+    def bookkeeping(self) -> list[Tensor]:
+        """Tensors that are the measuring's own, not the target's."""
+        return list(self._start.values())
+
+    def restart(self) -> None:
+        """Parameters and buffers as they were at first, a new optimizer, no gradients, no batches."""
+        self._optimizer = None
+        self._batches.clear()
+        self.model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, tensor in _state(self.model):
+                tensor.copy_(self._start[name])
+        self.device.release_cached()
+
+    def start_optimizer(self) -> None:
+        """A new optimizer, whose state comes with its first step."""
+        self._optimizer = self.target.optimizer(self.model)
+
+    def fetch_batch(self, step: int) -> Any:
+        """The batch of a step on the device; only the latest is kept."""
+        if step not in self._batches:
+            device = self.device.torch_device
+            moved = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, self.target.batch(step))
+            self._batches = {step: moved}
+        return self._batches[step]
+
+    def clear_gradients(self) -> None:
+        """What a step begins with; apart, since frees of older tensors are invisible to a peak probe."""
+        self.model.zero_grad(set_to_none=True)
+
+    def forward_backward(self, step: int) -> Tensor:
+        """Loss and gradients of a step, with random numbers that depend on nothing but seed and step."""
+        batch = self.fetch_batch(step)
+        torch.manual_seed(self._seed + step)
+        loss = self.target.loss(self.model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def train_step(self, step: int) -> None:
+        """Zero gradients, forward, loss, backward, optimizer."""
+        self.clear_gradients()
+        self.forward_backward(step)
+        assert self._optimizer is not None, "start_optimizer comes first"
+        self._optimizer.step()
+
+    @contextmanager
+    def under(self, plan: Plan) -> Iterator[None]:
+        """Runs the block with the plan applied.
+
+        The regions of a plan are made once: switching between plans costs microseconds, and compiled code is kept until
+        `forget_plans`.
+
+        Raises:
+            PlanError: the plan does not fit the model.
+        """
+        key = plan_hash(plan)
+        if key not in self._applications:
+            self._applications[key] = Application(self.model, plan, self.structure.layer_fqns)
+        application = self._applications[key]
+        application.attach()
+        try:
+            yield
+        finally:
+            application.detach()
+
+    def forget_plans(self) -> None:
+        """Drops regions and compiled code of all plans."""
+        compiled = any(application.plan.compile != "off" for application in self._applications.values())
+        for application in self._applications.values():
+            application.close()
+        self._applications.clear()
+        if compiled:
+            torch._dynamo.reset()
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _copy_of_state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in _state(model)}
+
+
+def _materialize(model: nn.Module, device: torch.device, *, target: str) -> nn.Module:
+    """The model on the device; one built on the meta device gets storage and its own initialisation.
+
+    Raises:
+        TargetError: a model on the meta device does not say how it is initialised.
+    """
+    if not any(tensor.is_meta for _, tensor in _state(model)):
+        return model.to(device)
+    model.to_empty(device=device)
+    for name in ("init_weights", "init_states"):  # transformers and torchtitan; plain torch has reset_parameters
+        initialise = getattr(model, name, None)
+        if callable(initialise):
+            with torch.no_grad():
+                initialise()
+            return model
+    own_parameters = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
+    without = [type(m).__name__ for m in own_parameters if not hasattr(m, "reset_parameters")]
+    if without:
+        raise TargetError(
+            f"target '{target}' builds its model on the meta device, and {without[0]} has no reset_parameters(). Give "
+            "the model a method init_weights() that fills all parameters and buffers."
+        )
+    for module in own_parameters:
+        module.reset_parameters()  # type: ignore[operator]
+    return model
