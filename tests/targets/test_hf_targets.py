@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actune.errors import UsageError
+from actune.profiler import discover
+from actune.target_spec import parse_target_spec
+from actune.targets import load_target, source_fingerprint
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "hf"
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a target from a local config must not reach for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize(
+    ("config", "layer", "classes"),
+    [("llama-tiny.json", "LlamaDecoderLayer", 1), ("qwen3-moe-tiny.json", "Qwen3MoeDecoderLayer", 2)],
+)
+def test_examples_end_to_end(config: str, layer: str, classes: int) -> None:
+    target = load_target(f"hf:{EXAMPLES / config}?layers=3&batch=2&seq=32")
+    torch.manual_seed(0)
+    model = target.model()
+    structure = discover(model, target.layer_fqns)
+    assert structure.layer_fqns == tuple(f"model.layers.{i}" for i in range(3))
+    assert len(structure.classes) == classes
+    assert all(c.name.startswith(layer) and c.parts == ("self_attn", "mlp") for c in structure.classes)
+    batch = target.batch(0)
+    assert batch["input_ids"].shape == (2, 32)
+    optimizer = target.optimizer(model)
+    before = model.get_parameter("model.layers.1.self_attn.q_proj.weight").clone()
+    loss = target.loss(model, batch)
+    loss.backward()
+    optimizer.step()
+    assert abs(loss.item() - torch.tensor(512.0).log().item()) < 0.5
+    assert not torch.equal(before, model.get_parameter("model.layers.1.self_attn.q_proj.weight"))
+
+
+def write(path: Path, **fields: Any) -> str:
+    base = json.loads((EXAMPLES / "llama-tiny.json").read_text())
+    path.write_text(json.dumps(base | fields))
+    return f"hf:{path}"
+
+
+def test_weights_come_from_the_global_seed() -> None:
+    target = load_target(f"hf:{EXAMPLES / 'llama-tiny.json'}?layers=1")
+    weights = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        weights.append(target.model().get_parameter("lm_head.weight"))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_neither_cache_nor_checkpointing_of_its_own(tmp_path: Path) -> None:
+    model: Any = load_target(write(tmp_path / "c.json", gradient_checkpointing=True, num_hidden_layers=1)).model()
+    assert model.training
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    assert model.config.use_cache is False
+
+
+def test_the_dtype_is_the_configs(tmp_path: Path) -> None:
+    model = load_target(write(tmp_path / "c.json", dtype="bfloat16", num_hidden_layers=1)).model()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_lists_with_an_entry_per_layer_follow_the_number_of_layers(tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    spec = write(tmp_path / "c.json", model_type="qwen3", head_dim=32, layer_types=kinds)
+    fewer: Any = load_target(f"{spec}?layers=2").model()
+    more: Any = load_target(f"{spec}?layers=6").model()
+    assert fewer.config.layer_types == kinds[:2]
+    assert len(more.config.layer_types) == 6
+
+
+def test_layers_under_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "gpt2.json"
+    path.write_text(json.dumps({"model_type": "gpt2", "n_layer": 4, "n_embd": 32, "n_head": 2, "vocab_size": 64}))
+    model = load_target(f"hf:{path}?layers=2").model()
+    assert discover(model).layer_fqns == ("transformer.h.0", "transformer.h.1")
+
+
+def test_a_sequence_is_no_longer_than_the_model_takes(tmp_path: Path) -> None:
+    spec = write(tmp_path / "c.json", max_position_embeddings=24)
+    assert load_target(spec).batch(0)["labels"].shape == (4, 24)
+    with pytest.raises(UsageError, match=r"seq=25 is more than .* at most 24"):
+        load_target(f"{spec}?seq=25")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", 'a JSON object with a "model_type"'),
+        ("{}", 'a JSON object with a "model_type"'),
+        ('{"model_type": "lama"}', r"knows no model type 'lama'\. Did you mean .*llama"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "is no valid config of 'llama'"),
+        ('{"model_type": "vit"}', "no causal language model for the model type 'vit'"),
+    ],
+)
+def test_what_is_no_config(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_target(f"hf:{tmp_path / 'c.json'}")
+
+
+def test_without_transformers_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    text = f"hf:{EXAMPLES / 'llama-tiny.json'}"
+    with pytest.raises(UsageError, match=r"pip install 'actune\[hf\]'"):
+        load_target(text)
+    with pytest.raises(UsageError, match=r"pip install 'actune\[hf\]'"):
+        source_fingerprint(parse_target_spec(text))
