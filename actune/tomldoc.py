@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import tomlkit
+from tomlkit.container import OutOfOrderTableProxy
 from tomlkit.exceptions import TOMLKitError
-from tomlkit.items import Table
+from tomlkit.items import InlineTable, Table
 
 from actune.errors import UsageError
 
@@ -56,7 +57,7 @@ def merge(text: str, sections: Mapping[str, Mapping[str, Any]], *, source: str) 
         if name not in toml:
             toml.add(name, tomlkit.table())
         section = toml[name]
-        if not isinstance(section, Table):
+        if not isinstance(section, Table | InlineTable | OutOfOrderTableProxy):
             raise UsageError(f"{source}: '{name}' is not a table, so its keys {', '.join(values)} can't be set.")
         for key, value in values.items():
             section[key] = value

@@ -1,0 +1,59 @@
+"""What holds for all versions of torchtitan: where its layers are, and that it compiles them one by one, after AC."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from actune.errors import UsageError
+from actune.plan import Plan, compress_fqns_text
+
+_LAYER = re.compile(r"layers\.[A-Za-z0-9_]+")
+_LAYER_OF_A_PART = re.compile(r"([A-Za-z0-9_.]+\.)?layers\.[A-Za-z0-9_]+")
+
+
+def check_layer_names(layer_fqns: Sequence[str], program: str, *, below_parts: bool) -> None:
+    """Refuses a model that torchtitan's AC does not reach.
+
+    torchtitan 0.1.0 to 0.2.2 checkpoint the children of `model.layers` (distributed/activation_checkpoint.py); the one
+    family with other stacks, flux, has a function of its own for that, in 0.3.0 too, where it ignores the policy.
+
+    Args:
+        layer_fqns: of the plan's model.
+        program: how to call it in the message.
+        below_parts: whether a part of the model may have a stack `layers` too, as the vision encoders of 0.3.0.
+
+    Raises:
+        UsageError: a layer is not a child of `layers`.
+    """
+    expected = _LAYER_OF_A_PART if below_parts else _LAYER
+    others = [fqn for fqn in layer_fqns if expected.fullmatch(fqn) is None]
+    if others:
+        raise UsageError(
+            f"{program} applies AC to the children of `layers`, but the plan's model has "
+            f"{compress_fqns_text(others)}. Export with --format actune and call actune.apply_plan yourself."
+        )
+
+
+def settle_compile(plan: Plan, *, approximate: bool) -> tuple[bool, tuple[str, ...]]:
+    """Whether torchtitan is to compile each layer (its checkpoints inside), and what that loses of the plan's compile.
+
+    Sources: `apply_compile` in models/llama3/infra/parallelize.py (0.1.0 to 0.2.2) and in distributed/compile.py
+    (0.3.0).
+
+    Raises:
+        UsageError: torchtitan can't compile as the plan says, and no approximation is asked for.
+    """
+    if plan.compile in ("off", "layer"):
+        return plan.compile == "layer", ()
+    reason = (
+        "each region is compiled inside its checkpoint, but torchtitan compiles each layer with its checkpoints inside"
+        if plan.compile == "inside"
+        else "the whole model is one compiled graph, but torchtitan compiles layer by layer"
+    )
+    if not approximate:
+        raise UsageError(
+            f'compile = "{plan.compile}": {reason}. Export with --approximate to have the layers compiled one by one, '
+            "or export --format actune and call actune.apply_plan yourself."
+        )
+    return True, (f'compile: "layer" instead of "{plan.compile}": {reason}.',)
