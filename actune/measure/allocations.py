@@ -31,7 +31,7 @@ class AllocationTrace:
 
     def deltas_bytes(self) -> list[int]:
         """Bytes of each allocation (positive) and free (negative), in the order of time."""
-        results = self._profile.profiler.kineto_results  # type: ignore[union-attr]
+        results: Any = self._profile.profiler.kineto_results  # type: ignore[union-attr]
         events = [
             (event.start_time_ns, event.extra_fields.alloc_size)
             for root in results.experimental_event_tree()

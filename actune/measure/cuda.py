@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 from collections.abc import Callable, Iterable
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from actune.records import Environment, StepSample
 
 
 class CudaDevice:
-    """One card. What other processes hold on it counts as lying outside the allocator: measure on a card of your own."""
+    """One card. What other processes hold on it counts as lying outside the allocator, so use a card of your own."""
 
     def __init__(self, text: str) -> None:
         if not torch.cuda.is_available():
@@ -92,7 +93,7 @@ class CudaPeakProbe:
         self.allocated_bytes: int | None = None
         self.reserved_bytes: int | None = None
 
-    def __enter__(self) -> CudaPeakProbe:
+    def __enter__(self) -> Self:
         torch.cuda.synchronize(self._device.torch_device)
         torch.cuda.reset_peak_memory_stats(self._device.torch_device)
         return self

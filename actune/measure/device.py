@@ -8,7 +8,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -21,11 +21,22 @@ from actune.records import Environment, StepSample
 class PeakProbe(Protocol):
     """Watches one step. Its numbers hold once the `with` block has ended."""
 
-    peak_bytes: int
-    allocated_bytes: int | None
-    reserved_bytes: int | None
+    @property
+    def peak_bytes(self) -> int:
+        """See the design's vocabulary."""
+        ...
 
-    def __enter__(self) -> PeakProbe: ...
+    @property
+    def allocated_bytes(self) -> int | None:
+        """CUDA: the allocator's peak of allocated bytes."""
+        ...
+
+    @property
+    def reserved_bytes(self) -> int | None:
+        """CUDA: the allocator's peak of reserved bytes."""
+        ...
+
+    def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
 
@@ -144,7 +155,7 @@ class CpuPeakProbe:
         self._trace = AllocationTrace()
         self.peak_bytes = live_bytes
 
-    def __enter__(self) -> CpuPeakProbe:
+    def __enter__(self) -> Self:
         self._trace.__enter__()
         return self
 

@@ -12,7 +12,7 @@ from actune.plan import Plan, parse_plan
 from actune.records import CompareGradients, GradientReport
 
 SPREAD_FACTOR = 10.0
-"""Where the reference does not repeat bitwise, a plan may differ by this many times what the reference differs itself."""
+"""Where the reference does not repeat bitwise, a plan may differ by so many times what the reference differs itself."""
 
 
 def compare_gradients(workload: Workload, request: CompareGradients) -> GradientReport:
@@ -58,7 +58,7 @@ def _loss_and_gradients(workload: Workload, plan: Plan) -> dict[str, Tensor]:
 
 
 def _largest_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
-    """The largest relative L2 error of a tensor and its name. A gradient that only one side has, or NaN, is infinite."""
+    """The largest relative L2 error of a tensor, and its name. A gradient that one side lacks, or NaN, is infinite."""
     largest, worst = 0.0, "loss"
     for name in found.keys() | expected.keys():
         error = _relative_error(found.get(name), expected.get(name))

@@ -101,7 +101,7 @@ class Workload:
         batch = self.fetch_batch(step)
         torch.manual_seed(self._seed + step)
         loss = self.target.loss(self.model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
     def train_step(self, step: int) -> None:

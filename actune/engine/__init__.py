@@ -1,0 +1,5 @@
+"""Engines run requests on workers and turn whatever happens to them into replies and outcomes."""
+
+from actune.engine.local import LocalEngine, target_error
+
+__all__ = ["LocalEngine", "target_error"]

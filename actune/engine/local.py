@@ -1,0 +1,197 @@
+"""The engine on one machine: a pool of worker processes, each kept between trials for as long as it is sound."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from actune.engine.process import WorkerDied, WorkerProcess
+from actune.errors import ActuneError, PlanError, TargetError, UsageError
+from actune.records import (
+    CompareGradients,
+    Failed,
+    GradientReport,
+    Loaded,
+    LoadTarget,
+    Measured,
+    Measurement,
+    MeasurePlan,
+    MeasureRounds,
+    Outcome,
+    Reply,
+    Request,
+    RoundsMeasured,
+)
+
+
+class LocalEngine:
+    """Runs requests on worker processes of this machine. A worker that dies costs its request, never the study."""
+
+    def __init__(self, target: LoadTarget, *, workers: int, timeout_s: float, log_folder: Path) -> None:
+        """Starts nothing yet.
+
+        Args:
+            target: what each worker loads first.
+            workers: how many processes at most.
+            timeout_s: of one request; loading counts as one.
+            log_folder: for what workers print, and for tracebacks.
+        """
+        self._target = target
+        self._timeout_s = timeout_s
+        self._log_folder = log_folder
+        self._numbers = itertools.count(1)
+        self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()
+        self._alive: set[WorkerProcess] = set()
+        self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="worker")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all workers; requests that run are given up."""
+        for worker in tuple(self._alive):
+            worker.kill()
+        self._alive.clear()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def load(self) -> Loaded:
+        """Loads the target in a worker, which then waits for the first trial.
+
+        Raises:
+            UsageError: what the target or the device names does not exist.
+            TargetError: the target's code raised, hung or died.
+        """
+        worker, loaded = self._start_worker()
+        self._idle.put(worker)
+        return loaded
+
+    def measure(self, request: MeasurePlan) -> Measurement:
+        """Runs a trial; the worker's death is an outcome too.
+
+        Raises:
+            PlanError: the plan does not fit the model.
+            TargetError: a new worker was needed and the target can't be loaded any more.
+        """
+        try:
+            reply = self._ask(request)
+        except WorkerDied as death:
+            outcome = Outcome.CRASHED
+            if death.timed_out:
+                outcome = Outcome.TIMEOUT
+            elif death.out_of_memory:
+                outcome = Outcome.OOM
+            return Measurement(outcome, message=death.message, detail=death.log_tail)
+        if isinstance(reply, Measured):
+            return reply.measurement
+        failed = _expect_failed(reply)
+        if failed.blame == "plan":
+            raise PlanError(failed.message)
+        outcome = Outcome.OOM if failed.blame == "oom" else Outcome.ERROR
+        return Measurement(outcome, message=failed.message, detail=failed.detail)
+
+    def submit(self, request: MeasurePlan) -> Future[Measurement]:
+        """`measure` in the background."""
+        return self._threads.submit(self.measure, request)
+
+    def measure_rounds(self, request: MeasureRounds) -> RoundsMeasured:
+        """Times plans side by side.
+
+        Raises:
+            PlanError: a plan does not fit the model.
+            TargetError: the worker died, or the target raised.
+        """
+        reply = self._ask_or_raise(request, "timing the plans side by side")
+        assert isinstance(reply, RoundsMeasured)
+        return reply
+
+    def compare_gradients(self, request: CompareGradients) -> GradientReport:
+        """Compares loss and gradients of two plans.
+
+        Raises:
+            PlanError: a plan does not fit the model.
+            TargetError: the worker died, or the target raised.
+        """
+        reply = self._ask_or_raise(request, "comparing gradients")
+        assert isinstance(reply, GradientReport)
+        return reply
+
+    def _ask_or_raise(self, request: Request, doing: str) -> Reply:
+        try:
+            reply = self._ask(request)
+        except WorkerDied as death:
+            raise self._target_error(f"{doing}: {death.message}", death.log_tail) from None
+        if isinstance(reply, Failed):
+            if reply.blame == "plan":
+                raise PlanError(reply.message)
+            raise self._target_error(f"{doing}: {reply.message}", reply.detail)
+        return reply
+
+    def _ask(self, request: Request) -> Reply:
+        try:
+            worker = self._idle.get_nowait()
+        except queue.Empty:
+            worker, _ = self._start_worker()
+        try:
+            reply = worker.ask(request, timeout_s=self._timeout_s)
+        except BaseException:
+            self._retire(worker)
+            raise
+        spent = isinstance(reply, Measured) and reply.worker_spent
+        # After an out-of-memory or an exception that no trial caught, what the worker still holds is unknown.
+        if spent or (isinstance(reply, Failed) and reply.blame != "plan"):
+            self._retire(worker)
+        else:
+            self._idle.put(worker)
+        return reply
+
+    def _start_worker(self) -> tuple[WorkerProcess, Loaded]:
+        worker = WorkerProcess(self._log_folder / f"worker-{next(self._numbers)}.log")
+        self._alive.add(worker)
+        try:
+            reply = worker.ask(self._target, timeout_s=self._timeout_s)
+        except WorkerDied as death:
+            self._retire(worker)
+            doing = f"target '{self._target.spec}' can't be loaded"
+            raise self._target_error(f"{doing}: {death.message}", death.log_tail) from None
+        except BaseException:
+            self._retire(worker)
+            raise
+        if isinstance(reply, Loaded):
+            return worker, reply
+        self._retire(worker)
+        failed = _expect_failed(reply)
+        if failed.blame == "usage":
+            raise UsageError(failed.message)
+        raise self._target_error(failed.message, failed.detail)
+
+    def _retire(self, worker: WorkerProcess) -> None:
+        worker.kill()
+        self._alive.discard(worker)
+
+    def _target_error(self, message: str, detail: str) -> TargetError:
+        return target_error(message, detail, log_folder=self._log_folder)
+
+
+def target_error(message: str, detail: str | None, *, log_folder: Path) -> TargetError:
+    """The error for a target at fault, its traceback or last output kept in a file that the message names."""
+    if not detail:
+        return TargetError(message)
+    path = log_folder / "target-error.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(detail, encoding="utf-8")
+    return TargetError(f"{message.rstrip('.')}. The traceback or last output is in {path}", traceback_path=path)
+
+
+def _expect_failed(reply: Reply) -> Failed:
+    if not isinstance(reply, Failed):
+        raise ActuneError(f"the worker answered with '{reply.kind}', which was not asked for. This is a bug in actune.")
+    return reply

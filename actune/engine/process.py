@@ -1,0 +1,146 @@
+"""One worker process: started, asked, timed out, and buried."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actune.boundary import from_json, shorten, to_json
+from actune.records import Failed, Reply, Request
+
+LOG_TAIL_BYTES = 4000
+STOP_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDied(Exception):
+    """The worker ended, or was ended, without a reply.
+
+    Attributes:
+        timed_out: the engine killed it after the time-out.
+        out_of_memory: the system's OOM killer ran while it died of SIGKILL.
+        message: one line.
+        log_tail: the end of what it printed.
+    """
+
+    timed_out: bool
+    out_of_memory: bool
+    message: str
+    log_tail: str
+
+
+class WorkerProcess:
+    """A child in a session of its own, so that Ctrl-C reaches only the coordinator, and its children die with it."""
+
+    def __init__(self, log_path: Path) -> None:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._log_path = log_path
+        self._log_start = log_path.stat().st_size if log_path.exists() else 0
+        self._oom_kills = _oom_kills()
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "actune.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, name="worker-replies", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The process's id, which is also its process group's."""
+        return self._process.pid
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def ask(self, request: Request, *, timeout_s: float) -> Reply:
+        """Sends a request and waits for its reply.
+
+        Raises:
+            WorkerDied: there was none; the process is gone.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(to_json(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise self._bury() from None
+        try:
+            line = self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            self.kill()
+            raise WorkerDied(
+                True, False, f"no reply to '{request.kind}' within {timeout_s:g} s", self._log_tail()
+            ) from None
+        if line is None:
+            raise self._bury()
+        try:
+            reply: Any = from_json(Reply, line)
+        except ValueError:
+            self.kill()
+            raise WorkerDied(
+                False, False, f"the worker wrote what is no reply: {shorten(line)}", self._log_tail()
+            ) from None
+        if isinstance(reply, Failed) and reply.blame == "internal":
+            self.kill()
+            raise WorkerDied(False, False, reply.message, self._log_tail())
+        return reply  # type: ignore[no-any-return]
+
+    def _bury(self) -> WorkerDied:
+        self.kill()
+        code = self._process.returncode
+        if code < 0:
+            name = signal.Signals(-code).name
+            if -code == signal.SIGKILL and _oom_kills() > self._oom_kills:
+                return WorkerDied(False, True, "killed by the system, which ran out of memory", self._log_tail())
+            return WorkerDied(False, False, f"the worker was killed by {name}", self._log_tail())
+        return WorkerDied(False, False, f"the worker ended by itself with exit code {code}", self._log_tail())
+
+    def _log_tail(self) -> str:
+        with self._log_path.open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_start, end - LOG_TAIL_BYTES))
+            return log.read().decode(errors="replace")
+
+    def kill(self) -> None:
+        """Ends the process and all its children at once, and waits for it."""
+        # A worker that has ended by itself is given the time to become a zombie with its own exit code.
+        if self._reader_saw_end():
+            with suppress(subprocess.TimeoutExpired):  # it closed its pipe but lives on, and is killed below
+                self._process.wait(timeout=STOP_GRACE_S)
+        with suppress(ProcessLookupError):  # the whole group is gone already
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # what was still buffered for a dead worker is of no use to anyone
+                    pipe.close()
+
+    def _reader_saw_end(self) -> bool:
+        return not self._reader.is_alive()
+
+
+def _oom_kills() -> int:
+    """How often the kernel's OOM killer has struck on this machine; 0 where that can't be known."""
+    try:
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except OSError:
+        pass  # not Linux
+    return 0
