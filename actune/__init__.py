@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from actune.plan import Plan, load_plan
     from actune.targets import Target
 
-__all__ = ["Plan", "Target", "apply_plan", "load_plan", "remove_plan"]
+__version__ = "0.1.0"
+
+__all__ = ["Plan", "Target", "__version__", "apply_plan", "load_plan", "remove_plan"]
 
 _HOMES = {
     "Plan": "actune.plan",

@@ -101,7 +101,7 @@ class StepSample:
 
 @dataclass(frozen=True, slots=True)
 class SamplePair:
-    """A step of the plan beside one of the reference, one right after the other, so that the machine's drift cancels."""
+    """A step of the plan beside one of the reference, one after the other, so that the machine's drift cancels."""
 
     plan: StepSample
     reference: StepSample

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from actune.boundary import from_json, shorten, to_json
 from actune.errors import PlanError, TargetError, UsageError
@@ -92,6 +92,15 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         os._exit(0)  # the coordinator is gone; a step may be running, and nobody waits for it
 
     threading.Thread(target=read, name="requests", daemon=True).start()
+    try:
+        _answer_all(lines, replies)
+    except BaseException:
+        # Not by way of the interpreter's shutdown, which would wait for the thread that reads.
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _answer_all(lines: queue.SimpleQueue[bytes], replies: BinaryIO) -> NoReturn:
     worker = Worker()
     while True:
         line = lines.get()

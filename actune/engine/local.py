@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from actune.engine.process import WorkerDied, WorkerProcess
+from actune.engine.process import WorkerDiedError, WorkerProcess
 from actune.errors import ActuneError, PlanError, TargetError, UsageError
 from actune.records import (
     CompareGradients,
@@ -46,6 +46,7 @@ class LocalEngine:
         self._numbers = itertools.count(1)
         self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()
         self._alive: set[WorkerProcess] = set()
+        self._closed = False
         self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="worker")
 
     def __enter__(self) -> Self:
@@ -58,6 +59,7 @@ class LocalEngine:
 
     def close(self) -> None:
         """Ends all workers; requests that run are given up."""
+        self._closed = True
         for worker in tuple(self._alive):
             worker.kill()
         self._alive.clear()
@@ -83,7 +85,7 @@ class LocalEngine:
         """
         try:
             reply = self._ask(request)
-        except WorkerDied as death:
+        except WorkerDiedError as death:
             outcome = Outcome.CRASHED
             if death.timed_out:
                 outcome = Outcome.TIMEOUT
@@ -127,7 +129,7 @@ class LocalEngine:
     def _ask_or_raise(self, request: Request, doing: str) -> Reply:
         try:
             reply = self._ask(request)
-        except WorkerDied as death:
+        except WorkerDiedError as death:
             raise self._target_error(f"{doing}: {death.message}", death.log_tail) from None
         if isinstance(reply, Failed):
             if reply.blame == "plan":
@@ -154,11 +156,13 @@ class LocalEngine:
         return reply
 
     def _start_worker(self) -> tuple[WorkerProcess, Loaded]:
+        if self._closed:
+            raise ActuneError("the engine is closed, so no worker is started for what was still asked of it.")
         worker = WorkerProcess(self._log_folder / f"worker-{next(self._numbers)}.log")
         self._alive.add(worker)
         try:
             reply = worker.ask(self._target, timeout_s=self._timeout_s)
-        except WorkerDied as death:
+        except WorkerDiedError as death:
             self._retire(worker)
             doing = f"target '{self._target.spec}' can't be loaded"
             raise self._target_error(f"{doing}: {death.message}", death.log_tail) from None

@@ -20,8 +20,8 @@ LOG_TAIL_BYTES = 4000
 STOP_GRACE_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerDied(Exception):
+@dataclass(eq=False)
+class WorkerDiedError(Exception):
     """The worker ended, or was ended, without a reply.
 
     Attributes:
@@ -72,7 +72,7 @@ class WorkerProcess:
         """Sends a request and waits for its reply.
 
         Raises:
-            WorkerDied: there was none; the process is gone.
+            WorkerDiedError: there was none; the process is gone.
         """
         assert self._process.stdin is not None
         try:
@@ -84,7 +84,7 @@ class WorkerProcess:
             line = self._lines.get(timeout=timeout_s)
         except queue.Empty:
             self.kill()
-            raise WorkerDied(
+            raise WorkerDiedError(
                 True, False, f"no reply to '{request.kind}' within {timeout_s:g} s", self._log_tail()
             ) from None
         if line is None:
@@ -93,23 +93,23 @@ class WorkerProcess:
             reply: Any = from_json(Reply, line)
         except ValueError:
             self.kill()
-            raise WorkerDied(
+            raise WorkerDiedError(
                 False, False, f"the worker wrote what is no reply: {shorten(line)}", self._log_tail()
             ) from None
         if isinstance(reply, Failed) and reply.blame == "internal":
             self.kill()
-            raise WorkerDied(False, False, reply.message, self._log_tail())
+            raise WorkerDiedError(False, False, reply.message, self._log_tail())
         return reply  # type: ignore[no-any-return]
 
-    def _bury(self) -> WorkerDied:
+    def _bury(self) -> WorkerDiedError:
         self.kill()
         code = self._process.returncode
         if code < 0:
             name = signal.Signals(-code).name
             if -code == signal.SIGKILL and _oom_kills() > self._oom_kills:
-                return WorkerDied(False, True, "killed by the system, which ran out of memory", self._log_tail())
-            return WorkerDied(False, False, f"the worker was killed by {name}", self._log_tail())
-        return WorkerDied(False, False, f"the worker ended by itself with exit code {code}", self._log_tail())
+                return WorkerDiedError(False, True, "killed by the system, which ran out of memory", self._log_tail())
+            return WorkerDiedError(False, False, f"the worker was killed by {name}", self._log_tail())
+        return WorkerDiedError(False, False, f"the worker ended by itself with exit code {code}", self._log_tail())
 
     def _log_tail(self) -> str:
         with self._log_path.open("rb") as log:

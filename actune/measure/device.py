@@ -12,6 +12,8 @@ from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from actune.errors import UsageError
 from actune.measure.allocations import AllocationTrace
@@ -115,7 +117,10 @@ class CpuDevice:
         live_bytes = 0
         for thing in gc.get_objects():
             # By type, not isinstance: lazy modules of other libraries import themselves when asked for their class.
-            if issubclass(type(thing), Tensor) and thing.device.type == "cpu" and thing.layout == torch.strided:
+            kind = type(thing)
+            if not issubclass(kind, Tensor) or issubclass(kind, FakeTensor | FunctionalTensor):
+                continue  # the compiler keeps tensors without storage, which claim to be on the CPU
+            if thing.device.type == "cpu" and thing.layout == torch.strided:
                 key = _storage_key(thing)
                 if key not in seen:
                     seen.add(key)

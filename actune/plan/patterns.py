@@ -30,41 +30,44 @@ class LayerPattern:
                     "range and * any run of characters, such as layers.3, layers.0-11 or decoder.*"
                 )
 
+    def covers(self, fqn: str) -> bool:
+        """Whether the pattern matches this FQN."""
+        return self._indices(fqn) is not None
+
     def select(self, layer_fqns: Sequence[str]) -> list[str]:
         """The FQNs that match, in their order.
 
         Raises:
             PlanError: nothing matches, or a range reaches outside of what there is.
         """
-        components = self.text.split(".")
-        ranges = [bounds for component in components if (bounds := _RANGE.fullmatch(component))]
-        expression = re.compile(
-            r"\.".join(
-                r"(\d+)" if _RANGE.fullmatch(component) else re.escape(component).replace(r"\*", ".*")
-                for component in components
-            )
-        )
-        selected = []
-        indices_seen: list[set[int]] = [set() for _ in ranges]
-        for fqn in layer_fqns:
-            match = expression.fullmatch(fqn)
-            if match is None:
-                continue
-            indices = [int(group) for group in match.groups()]
-            if all(int(b[1]) <= i <= int(b[2]) for b, i in zip(ranges, indices, strict=True)):
-                selected.append(fqn)
-                for seen, index in zip(indices_seen, indices, strict=True):
-                    seen.add(index)
-        if not selected:
+        matches = {fqn: indices for fqn in layer_fqns if (indices := self._indices(fqn)) is not None}
+        if not matches:
             raise PlanError(f"layers: '{self.text}' matches no layer. The model has: {compress_fqns_text(layer_fqns)}.")
-        for bounds, seen in zip(ranges, indices_seen, strict=True):
-            missing = {int(bounds[1]), int(bounds[2])} - seen
+        for position, bounds in enumerate(self._ranges()):
+            missing = set(bounds) - {indices[position] for indices in matches.values()}
             if missing:
                 raise PlanError(
-                    f"layers: the range {bounds[0]} of '{self.text}' reaches outside the model: there is no layer "
-                    f"{max(missing)}. The model has: {compress_fqns_text(layer_fqns)}."
+                    f"layers: the range {bounds[0]}-{bounds[1]} of '{self.text}' reaches outside the model: there is "
+                    f"no layer {max(missing)}. The model has: {compress_fqns_text(layer_fqns)}."
                 )
-        return selected
+        return list(matches)
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        found = (_RANGE.fullmatch(component) for component in self.text.split("."))
+        return [(int(bounds[1]), int(bounds[2])) for bounds in found if bounds is not None]
+
+    def _indices(self, fqn: str) -> list[int] | None:
+        """The numbers that stand where the pattern has ranges, or None if the FQN does not match."""
+        expression = r"\.".join(
+            r"(\d+)" if _RANGE.fullmatch(component) else re.escape(component).replace(r"\*", ".*")
+            for component in self.text.split(".")
+        )
+        match = re.fullmatch(expression, fqn)
+        if match is None:
+            return None
+        indices = [int(group) for group in match.groups()]
+        within = all(low <= index <= high for (low, high), index in zip(self._ranges(), indices, strict=True))
+        return indices if within else None
 
 
 def compress_fqns(layer_fqns: Iterable[str]) -> tuple[str, ...]:

@@ -13,18 +13,22 @@ PRESETS = {
     "none": "no activation checkpointing",
     "full": "each layer recomputed whole",
     "full-every-N": "full on every Nth layer: N, 2N, … counted from 1 (torchtitan's selective option N)",
+    "full-first-P%": "full on the first P% of the layers, none on the rest",
     "sac": "torchtitan's selective AC: its save list, every second matmul kept",
     "sac-every-N": "selective AC with matmuls 1, N+1, 2N+1, … kept",
     "split": "selective AC on attention and MoE or feed-forward apart (torchtitan #1683)",
     "split-full": "full on attention and MoE or feed-forward apart",
 }
 
+_FIRST_SHARE = re.compile(r"full-first-([1-9]\d?)%")
 _EVERY_N = re.compile(r"(full|sac)-every-([1-9]\d{0,3})")
 
 
 def is_preset(name: str) -> bool:
-    """Whether the name is one of a preset, N being a number."""
-    return "-every-N" not in name and (name in PRESETS or _EVERY_N.fullmatch(name) is not None)
+    """Whether the name is one of a preset, N and P being numbers."""
+    if "-every-" in name or "-first-" in name:
+        return (_EVERY_N.fullmatch(name) or _FIRST_SHARE.fullmatch(name)) is not None
+    return name in PRESETS
 
 
 def preset_plan(name: str, structure: ModelStructure) -> Plan:
@@ -34,13 +38,18 @@ def preset_plan(name: str, structure: ModelStructure) -> Plan:
         UsageError: there is no such preset.
     """
     if not is_preset(name):
-        raise UsageError(f"'{name}' is no preset. Presets: {', '.join(PRESETS)}, where N is a number such as 2.")
+        raise UsageError(
+            f"'{name}' is no preset. Presets: {', '.join(PRESETS)}, where N and P are numbers, such as 2 or 75."
+        )
     every_n = _EVERY_N.fullmatch(name)
     n = int(every_n[2]) if every_n else 1
+    first_share = _FIRST_SHARE.fullmatch(name)
+    first = round(len(structure.layer_fqns) * int(first_share[1]) / 100) if first_share else len(structure.layer_fqns)
     parts = {fqn: layer_class.parts for layer_class in structure.classes for fqn in layer_class.layer_fqns}
     treatments = {}
     for number, fqn in enumerate(structure.layer_fqns, start=1):
-        if name == "none" or (name.startswith("full-every") and number % n != 0):
+        is_left_alone = number > first or (name.startswith("full-every") and number % n != 0)
+        if name == "none" or is_left_alone:
             treatments[fqn] = NO_AC
         elif name.startswith("full"):
             treatments[fqn] = Treatment("full")

@@ -1,0 +1,74 @@
+"""Options that several commands share, and values parsed as they are read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from actune.errors import UsageError
+from actune.units import Budget, parse_duration_s
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_STORAGE = "sqlite:///studies/actune.db"
+DEFAULT_TRIAL_TIMEOUT = "15m"
+
+
+class BudgetType(click.ParamType[str]):
+    """`70GB`, `64GiB` or `60%`; stays text, which the study keeps."""
+
+    name = "budget"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, if it is a budget."""
+        try:
+            return Budget.parse(str(value)).text
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class DurationType(click.ParamType[float]):
+    """`90s`, `15m`, `1h30m`; becomes seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        try:
+            return parse_duration_s(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+storage_option = click.option(
+    "--storage",
+    metavar="URL",
+    default=lambda: os.environ.get("ACTUNE_STORAGE", DEFAULT_STORAGE),
+    show_default=f"$ACTUNE_STORAGE or {DEFAULT_STORAGE}",
+    help="The database of studies, as a SQLAlchemy URL.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on stdout; messages go to stderr in any case."
+)
+device_help = "cpu, cuda, or cuda:N."
+target_help = (
+    "A built-in target (see `actune targets`), hf:path/to/config.json, or your own as package.module:attr or "
+    "path/to/file.py:attr; each may end in ?key=value&…"
+)
+
+
+def echo_json(document: dict[str, Any]) -> None:
+    """One document on stdout. NaN is an error: no reader has to expect one."""
+    click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def log_folder_of(storage: str, study: str) -> Path:
+    """Where workers' output and tracebacks of a study go: beside its SQLite file, else under the current folder."""
+    path = storage.removeprefix("sqlite:///")
+    parent = Path(path).parent if path != storage else Path("studies")
+    return parent / "logs" / study

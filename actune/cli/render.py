@@ -1,0 +1,155 @@
+"""Documents as tables for people, on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from actune.plan import parse_plan
+from actune.units import format_bytes, format_duration
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=160)
+    return console
+
+
+def _peak(entry: dict[str, Any]) -> str:
+    """A plan over the budget was stopped, so its peak is at least what was seen."""
+    text = format_bytes(entry["peak_bytes"])
+    return f"≥ {text}" if entry["outcome"] == "over_budget" and entry["peak_bytes"] is not None else text
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _plan_table(entries: Sequence[dict[str, Any]]) -> Table:
+    table = _table("plan", "outcome", "peak", "step time", "relative", "95% interval")
+    for entry in entries:
+        low, high = entry.get("relative_step_time_low"), entry.get("relative_step_time_high")
+        table.add_row(
+            entry["plan"],
+            str(entry["outcome"]).replace("_", " "),
+            _peak(entry),
+            format_duration(entry["step_time_s"]),
+            _ratio(entry["relative_step_time"]),
+            "–" if low is None else f"{low:.3f}–{high:.3f}",
+        )
+    return table
+
+
+def render_measured(document: dict[str, Any]) -> None:
+    """What `measure` found."""
+    console = _console()
+    console.print(_plan_table(document["plans"]))
+    console.print("relative: step time over that of the first plan that ran, median of interleaved rounds")
+
+
+def render_study(document: dict[str, Any]) -> None:
+    """A study: its trials, the presets in the final comparison, and the best plan with what it beats."""
+    console = _console()
+    console.print(
+        f"study {document['study']}: target {document['target']} on {document['device']}, "
+        f"budget {format_bytes(document['budget_bytes'])}"
+    )
+    if document["trials"]:
+        console.print()
+        console.print(_trial_table(document["trials"], document["best"]))
+    best = document["best"]
+    if best is None:
+        console.print("\nno best plan" if document["finished"] else "\nno verdict yet: the study has not ended")
+        return
+    console.print("\nthe final comparison, side by side:")
+    others = [entry for entry in document["presets"] if entry["plan_hash"] != best["plan_hash"]]
+    console.print(_plan_table([best, *others]))
+    console.print(f"\nrelative: step time over that of {document['reference']}, median of interleaved rounds")
+    console.print(f"\nbest: {best['plan']} ({best['plan_hash']}), {_equality(best)}")
+    for line in _beaten(best, others):
+        console.print(f"  {line}")
+    console.print("\n" + _describe(best["plan_toml"]))
+    console.print(f"\nexport it: actune export {document['study']} -o plan.toml   (or --format torchtitan-toml, …)")
+
+
+def _trial_table(trials: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> Table:
+    table = _table("trial", "plan", "state", "outcome", "peak", "step time", "relative")
+    for trial in trials:
+        is_best = best is not None and best["plan_hash"] == trial["plan_hash"]
+        table.add_row(
+            f"{trial['number']}{' *' if is_best else ''}",
+            trial["plan"] if not trial["plan"].startswith("trial") else trial["plan_hash"],
+            trial["state"],
+            str(trial["outcome"]).replace("_", " "),
+            _peak(trial),
+            format_duration(trial["step_time_s"]),
+            _ratio(trial["relative_step_time"]),
+        )
+    return table
+
+
+def _equality(best: dict[str, Any]) -> str:
+    how = "bitwise" if best["gradients_bitwise"] else "within rounding"
+    return f"loss and gradients equal to the run without AC, {how}"
+
+
+def _beaten(best: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str]:
+    """For each preset, by how much the best plan is faster or slower, and whether that preset fits at all."""
+    lines = []
+    for other in others:
+        if other["relative_step_time"] is None or other["outcome"] not in ("ok", "over_budget"):
+            continue
+        gain = 1 - best["relative_step_time"] / other["relative_step_time"]
+        how = "faster" if gain >= 0 else "slower"
+        fits = "" if other["outcome"] == "ok" else ", which is over the budget"
+        lines.append(f"{abs(gain):.1%} {how} than {other['plan']}{fits}")
+    return lines
+
+
+def _describe(plan_toml: str) -> str:
+    plan = parse_plan(plan_toml)
+    return "\n".join(f"  {part}" for part in plan.describe().split("; "))
+
+
+def render_studies(document: dict[str, Any]) -> None:
+    """The list of studies."""
+    table = _table("study", "target", "budget", "trials", "best relative", "best peak")
+    for study in document["studies"]:
+        table.add_row(
+            study["study"],
+            study["target"],
+            format_bytes(study["budget_bytes"]),
+            f"{study['trials']}/{study['trials_wanted']}",
+            _ratio(study["best_relative_step_time"]),
+            format_bytes(study["best_peak_bytes"]),
+        )
+    _console().print(table)
+
+
+def render_pairs(title: str, pairs: Mapping[str, str]) -> None:
+    """Names with what they mean."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(title, no_wrap=True)
+    table.add_column("")
+    for name, meaning in pairs.items():
+        table.add_row(name, meaning)
+    _console().print(table)
+
+
+def render_checks(checks: Sequence[dict[str, Any]]) -> None:
+    """The doctor's findings."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for check in checks:
+        table.add_row("ok" if check["ok"] else "FAILED", check["name"], check["detail"])
+    _console().print(table)

@@ -1,0 +1,208 @@
+"""`actune search` and `actune resume`: the main job."""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from actune.cli.options import (
+    DEFAULT_TRIAL_TIMEOUT,
+    BudgetType,
+    DurationType,
+    device_help,
+    echo_json,
+    json_option,
+    log_folder_of,
+    storage_option,
+    target_help,
+)
+from actune.errors import ActuneError, InfeasibleError, UsageError
+from actune.units import format_bytes, parse_duration_s
+
+if TYPE_CHECKING:
+    from actune.records import StudySettings, Verdict
+    from actune.store import Store
+
+_DEFAULTS: dict[str, Any] = {
+    "device": "cpu",
+    "space": "auto",
+    "trials": 30,
+    "timeout": None,
+    "trial_timeout": parse_duration_s(DEFAULT_TRIAL_TIMEOUT),
+    "workers": 1,
+    "sampler": "tpe",
+    "seed": 0,
+}
+_FIXED = ("target", "budget", "device", "space", "sampler", "seed")
+"""What a study can't change while it goes on: its trials would not be comparable."""
+
+TIMED_PAIRS = 5
+VERDICT_ROUNDS = 9
+
+
+@click.command()
+@click.argument("study_file", required=False, type=click.Path(path_type=Path), metavar="[STUDY.yaml]")
+@click.option("--target", metavar="T", help=target_help)
+@click.option(
+    "--budget", type=BudgetType(), help="Cap on the device's peak: 70GB, 64GiB, or 60% of the peak without AC."
+)
+@click.option("--space", metavar="S", help="A search space: a name (see `actune spaces`) or a YAML file.")
+@click.option("--study", metavar="NAME", help="The study's name; one that exists goes on from where it is.")
+@storage_option
+@click.option("--trials", type=click.IntRange(1, 100_000), help="How many plans are measured in all. Default: 30.")
+@click.option("--timeout", type=DurationType(), help="Cap on the whole search, such as 2h. Default: none.")
+@click.option(
+    "--trial-timeout", type=DurationType(), help=f"Cap on loading and on each trial. Default: {DEFAULT_TRIAL_TIMEOUT}."
+)
+@click.option("--workers", type=click.IntRange(1, 64), help="Worker processes. Default: 1, which times best on a CPU.")
+@click.option("--device", metavar="D", help=f"{device_help} Default: cpu.")
+@click.option("--sampler", metavar="NAME", help="tpe or random. Default: tpe.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the model, its data and the sampler. Default: 0.")
+@json_option
+def search(study_file: Path | None, storage: str, as_json: bool, **options: Any) -> None:
+    """Find the best plan for a target under a budget.
+
+    Options given here go before those in STUDY.yaml. With a study that exists, the search goes on from where it is.
+    """
+    from actune.config import load_study_file
+
+    asked = {name: value for name, value in options.items() if value is not None}
+    if study_file is not None:
+        file = load_study_file(study_file)
+        from_file = {f.name: v for f in fields(file) if (v := getattr(file, f.name)) is not None}
+        asked = _parsed(from_file, source=str(study_file)) | asked
+    for name in ("target", "budget"):
+        if name not in asked and not (study_file is None and "study" in asked):
+            raise click.UsageError(f"Missing option '--{name}': give it here or in a STUDY.yaml.")
+    study = asked.pop("study", None) or _name_for(asked["target"], asked["budget"])
+    _run(study, asked, storage=storage, as_json=as_json)
+
+
+@click.command()
+@click.argument("name")
+@storage_option
+@json_option
+def resume(name: str, storage: str, as_json: bool) -> None:
+    """Go on with a study, with what it was started with."""
+    _run(name, None, storage=storage, as_json=as_json)
+
+
+def _parsed(values: dict[str, Any], *, source: str) -> dict[str, Any]:
+    """A study file's values as the options would have parsed them."""
+    command_options = {option.name: option for option in search.params}
+    for name, value in values.items():
+        try:
+            values[name] = command_options[name].type.convert(value, None, None)
+        except click.BadParameter as error:
+            raise UsageError(f"{source}: {name}: {error.message}") from None
+    return values
+
+
+def _name_for(target: str, budget: str) -> str:
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{Path(target).name}-{budget}".replace("%", "pct"))
+    return slug.strip("-")[:100]
+
+
+def _run(name: str, asked: dict[str, Any] | None, *, storage: str, as_json: bool) -> None:
+    from actune.cli.progress import show_progress
+    from actune.cli.render import render_study
+    from actune.report import study_document
+    from actune.search import run_search
+    from actune.store import Store, validate_study_name
+
+    validate_study_name(name)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end: as by Ctrl-C, with everything stored
+    with Store.open(storage, create=asked is not None) as store:
+        settings = _settings(store, name, asked)
+        with show_progress(name) as reporter:
+            verdict = run_search(store, name, settings, log_folder=log_folder_of(storage, name), reporter=reporter)
+        document = study_document(store, name)
+    if as_json:
+        echo_json(document)
+    else:
+        render_study(document)
+    _check_found(document, verdict)
+
+
+def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySettings:
+    """The settings of a new study, or of an existing one with what may change.
+
+    Raises:
+        UsageError: something asked for does not parse, or contradicts the existing study.
+    """
+    from actune.config import AUTO_SPACE, load_space
+    from actune.records import StudySettings
+    from actune.search import check_sampler
+    from actune.target_spec import parse_target_spec
+
+    if asked is None:
+        return store.study(name).settings
+    if store.has_study(name):
+        return _continued(store.study(name).settings, name, asked)
+    for required in ("target", "budget"):
+        if required not in asked:
+            raise click.UsageError(f"Missing option '--{required}': there is no study '{name}' yet to take it from.")
+    values = _DEFAULTS | asked
+    parse_target_spec(values["target"])
+    space_yaml = "" if values["space"] == AUTO_SPACE else load_space(values["space"]).yaml_text
+    return StudySettings(
+        target=values["target"],
+        budget=values["budget"],
+        device=values["device"],
+        space=values["space"],
+        space_yaml=space_yaml,
+        trials=values["trials"],
+        sampler=check_sampler(values["sampler"]),
+        seed=values["seed"],
+        workers=values["workers"],
+        timeout_s=values["timeout"],
+        trial_timeout_s=values["trial_timeout"],
+        timed_pairs=TIMED_PAIRS,
+        verdict_rounds=VERDICT_ROUNDS,
+    )
+
+
+def _continued(before: StudySettings, name: str, asked: dict[str, Any]) -> StudySettings:
+    for key in _FIXED:
+        if key in asked and asked[key] != getattr(before, key):
+            raise UsageError(
+                f"study '{name}' was started with --{key} {getattr(before, key)}, not {asked[key]}. Go on with what it "
+                f"has by `actune resume {name}`, or choose another name with --study."
+            )
+    renamed = {"timeout": "timeout_s", "trial_timeout": "trial_timeout_s"}
+    changes = {renamed.get(key, key): value for key, value in asked.items() if key not in _FIXED}
+    return replace(before, **changes)
+
+
+def _check_found(document: dict[str, Any], verdict: Verdict) -> None:
+    """Raises what ends the command if there is no best plan."""
+    if document["best"] is not None:
+        return
+    budget = f"{document['budget_bytes']} bytes ({format_bytes(document['budget_bytes'])})"
+    if verdict.gradients:
+        raise ActuneError(
+            f"study '{document['study']}': {len(verdict.gradients)} plans fit the budget of {budget}, but each "
+            "computes another loss or other gradients than the run without AC. Does the target draw random numbers of its own, "
+            "or keep state between steps?"
+        )
+    if not document["trials"]:
+        raise ActuneError(
+            f"study '{document['study']}': no trial has ended within the timeout. "
+            f"`actune resume {document['study']}` goes on."
+        )
+    smallest = verdict.smallest_peak_bytes
+    reachable = (
+        "No plan ran to its end."
+        if smallest is None
+        else f"The smallest peak that a plan reaches is {smallest} bytes ({format_bytes(smallest)}); that plan, "
+        f"{verdict.smallest_peak_hash}, is stored with the study."
+    )
+    raise InfeasibleError(
+        f"no plan fits the budget of {budget}. {reachable} Raise the budget, or make the batch smaller.",
+        smallest_peak_bytes=smallest,
+    )

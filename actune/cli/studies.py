@@ -1,0 +1,138 @@
+"""`actune studies`, `show` and `export`: what is stored, and getting it out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from actune.cli.options import echo_json, json_option, storage_option
+from actune.errors import UsageError
+
+if TYPE_CHECKING:
+    from actune.store import Store
+
+
+@click.command()
+@storage_option
+@json_option
+def studies(storage: str, as_json: bool) -> None:
+    """List the studies of a database."""
+    from actune.cli.render import render_studies
+    from actune.report import studies_document
+    from actune.store import Store
+
+    with Store.open(storage, create=False) as store:
+        document = studies_document(store.studies())
+    if as_json:
+        echo_json(document)
+    else:
+        render_studies(document)
+
+
+@click.command()
+@click.argument("name")
+@storage_option
+@json_option
+def show(name: str, storage: str, as_json: bool) -> None:
+    """Show a study: its trials, presets and best plan."""
+    from actune.cli.render import render_study
+    from actune.report import study_document
+    from actune.store import Store
+
+    with Store.open(storage, create=False) as store:
+        document = study_document(store, name)
+    if as_json:
+        echo_json(document)
+    else:
+        render_study(document)
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--format",
+    "format_",
+    metavar="F",
+    default="actune",
+    show_default=True,
+    help="actune (TOML), torchtitan-toml (0.1.0 to 0.2.2), or torchtitan (0.3.0).",
+)
+@click.option("--trial", type=int, metavar="N", help="The plan of this trial instead of the best one.")
+@click.option("--version", metavar="V", help="Of the program that the export is for.")
+@click.option("--base", metavar="B", help="torchtitan: the config to extend, such as llama3:llama3_8b.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="torchtitan-toml: an existing config, whose other keys and comments are kept.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Where to write. Default: into --into, else to stdout."
+)
+@click.option("--approximate", is_flag=True, help="Write the nearest that the format can say, and report what is lost.")
+@storage_option
+def export(
+    name: str,
+    format_: str,
+    trial: int | None,
+    version: str | None,
+    base: str | None,
+    into: Path | None,
+    output: Path | None,
+    approximate: bool,
+    storage: str,
+) -> None:
+    """Export a study's best plan, as actune's TOML or into a training config."""
+    from actune.config import read_text
+    from actune.export import export_plan, write_export
+    from actune.plan import parse_plan
+    from actune.store import Store
+
+    with Store.open(storage, create=False) as store:
+        study = store.study(name)
+        toml = _plan_toml(store, name, trial)
+    exported = export_plan(
+        parse_plan(toml, source=f"study '{name}'"),
+        study.target.structure,
+        format=format_,
+        version=version,
+        into=None if into is None else read_text(into, what="config"),
+        into_name=str(into),
+        approximate=approximate,
+        base=base,
+        name=name,
+    )
+    for line in exported.lost:
+        click.echo(f"lost: {line}", err=True)
+    path = output or into
+    if path is None:
+        if len(exported.files) > 1:
+            names = ", ".join(file_name for file_name, _ in exported.files)
+            raise UsageError(
+                f"--format {format_} makes {len(exported.files)} files here ({names}). Name a place by -o."
+            )
+        click.echo(exported.files[0][1], nl=False)
+        return
+    for written in write_export(exported, path):
+        click.echo(f"wrote {written}", err=True)
+    click.echo(exported.next_steps, err=True)
+
+
+def _plan_toml(store: Store, name: str, number: int | None) -> str:
+    if number is not None:
+        trials = {trial.number: trial for trial in store.trials(name)}
+        if number not in trials:
+            raise UsageError(
+                f"study '{name}' has no finished trial {number}. It has: {', '.join(map(str, trials)) or 'none yet'}."
+            )
+        return trials[number].plan_toml
+    verdict = store.verdict(name)
+    if verdict is None:
+        raise UsageError(
+            f"study '{name}' has no best plan yet. Let it end by `actune resume {name}`, or export a trial "
+            "by --trial N."
+        )
+    if verdict.best_toml is None:
+        raise UsageError(f"study '{name}' found no plan that fits and is equal to no AC. Export a trial by --trial N.")
+    return verdict.best_toml

@@ -1,0 +1,159 @@
+"""The JSON documents of the command line, from the store alone. Names in them are fixed; what is not known is null."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from actune.records import Measurement, Outcome, StudyRecord, TrialRecord, Verdict, VerdictEntry
+from actune.statistics import Clock, clock_of, median_step_time_s, relative_step_time
+from actune.store import Store, StudySummary
+
+_STATES = {Outcome.OK: "complete", Outcome.OVER_BUDGET: "pruned", Outcome.OOM: "pruned"}
+
+
+def plan_entry(
+    label: str,
+    hash_of_plan: str,
+    *,
+    outcome: str | None,
+    peak_bytes: int | None,
+    step_time_s: float | None,
+    relative: float | None,
+) -> dict[str, Any]:
+    """A measured plan, as every document shows it."""
+    return {
+        "plan": label,
+        "plan_hash": hash_of_plan,
+        "outcome": outcome,
+        "peak_bytes": peak_bytes,
+        "predicted_peak_bytes": None,
+        "step_time_s": step_time_s,
+        "predicted_step_time_s": None,
+        "relative_step_time": relative,
+    }
+
+
+def study_document(store: Store, name: str) -> dict[str, Any]:
+    """What `search`, `resume` and `show` print.
+
+    Raises:
+        UsageError: there is no such study.
+    """
+    study, trials, verdict = store.study(name), store.trials(name), store.verdict(name)
+    clock = clock_of(study.environment)
+    compared = {} if verdict is None else {entry.plan_hash: entry for entry in verdict.entries}
+    entries = [_trial_entry(trial, study, clock) for trial in trials]
+    return {
+        "study": study.name,
+        "target": study.target.spec,
+        "device": study.settings.device,
+        "budget_bytes": study.budget_bytes,
+        "best": _best(trials, verdict, compared),
+        "trials": entries,
+        "presets": [
+            _final_entry(trial.preset, trial, compared.get(trial.plan_hash), study, clock)
+            for trial in trials
+            if trial.preset is not None
+        ],
+        "reference": None if study.reference_hash is None else _label(study.reference_hash, trials),
+        "smallest_peak_bytes": None if verdict is None else verdict.smallest_peak_bytes,
+        "finished": verdict is not None and verdict.trials == len(trials),
+    }
+
+
+def outcome_under(measurement: Measurement, budget_bytes: int | None) -> Outcome:
+    """The outcome against this study's budget: a measurement taken over from another study had another one."""
+    peak_bytes = measurement.peak_bytes
+    is_over = budget_bytes is not None and peak_bytes is not None and peak_bytes > budget_bytes
+    return Outcome.OVER_BUDGET if measurement.outcome is Outcome.OK and is_over else measurement.outcome
+
+
+def _trial_entry(trial: TrialRecord, study: StudyRecord, clock: Clock) -> dict[str, Any]:
+    outcome = outcome_under(trial.measurement, study.budget_bytes)
+    return plan_entry(
+        trial.preset or f"trial {trial.number}",
+        trial.plan_hash,
+        outcome=outcome,
+        peak_bytes=trial.measurement.peak_bytes,
+        step_time_s=median_step_time_s([pair.plan for pair in trial.measurement.pairs]),
+        relative=relative_step_time(trial.measurement, clock),
+    ) | {
+        "number": trial.number,
+        "state": _STATES.get(outcome, "failed"),
+        "attempt": trial.attempt,
+        "reused": trial.reused,
+        "message": trial.measurement.message,
+        "plan_toml": trial.plan_toml,
+    }
+
+
+def _final_entry(
+    label: str, trial: TrialRecord, entry: VerdictEntry | None, study: StudyRecord, clock: Clock
+) -> dict[str, Any]:
+    """A plan with the final comparison's numbers, where it took part in it."""
+    shown = _trial_entry(trial, study, clock)
+    document = {
+        key: shown[key] for key in plan_entry("", "", outcome=None, peak_bytes=None, step_time_s=None, relative=None)
+    }
+    document["plan"] = label
+    if entry is not None:
+        document |= {
+            "step_time_s": median_step_time_s(entry.samples),
+            "relative_step_time": entry.relative_step_time,
+            "relative_step_time_low": entry.relative_low,
+            "relative_step_time_high": entry.relative_high,
+        }
+    return document
+
+
+def _best(
+    trials: Sequence[TrialRecord], verdict: Verdict | None, compared: Mapping[str, VerdictEntry]
+) -> dict[str, Any] | None:
+    if verdict is None or verdict.best_hash is None:
+        return None
+    trial = next(t for t in trials if t.plan_hash == verdict.best_hash)
+    entry = compared[verdict.best_hash]
+    report = dict(verdict.gradients)[verdict.best_hash]
+    return plan_entry(
+        _label(trial.plan_hash, trials),
+        trial.plan_hash,
+        outcome=Outcome.OK,
+        peak_bytes=trial.measurement.peak_bytes,
+        step_time_s=median_step_time_s(entry.samples),
+        relative=entry.relative_step_time,
+    ) | {
+        "relative_step_time_low": entry.relative_low,
+        "relative_step_time_high": entry.relative_high,
+        "trial": trial.number,
+        "plan_toml": verdict.best_toml,
+        "gradients_equal": report.equal,
+        "gradients_bitwise": report.bitwise,
+    }
+
+
+def _label(hash_of_plan: str, trials: Sequence[TrialRecord]) -> str:
+    trial = next(t for t in trials if t.plan_hash == hash_of_plan)
+    return trial.preset or f"trial {trial.number}"
+
+
+def studies_document(summaries: Sequence[StudySummary]) -> dict[str, Any]:
+    """What `studies` prints."""
+    return {
+        "studies": [
+            {
+                "study": summary.study.name,
+                "target": summary.study.target.spec,
+                "device": summary.study.settings.device,
+                "budget_bytes": summary.study.budget_bytes,
+                "trials": summary.finished_trials,
+                "trials_wanted": summary.study.settings.trials,
+                "finished": summary.decided_at is not None,
+                "best_plan_hash": summary.best_hash,
+                "best_relative_step_time": summary.best_relative_step_time,
+                "best_peak_bytes": summary.best_peak_bytes,
+                "created_at": summary.study.created_at,
+            }
+            for summary in summaries
+        ]
+    }

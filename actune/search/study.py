@@ -1,0 +1,181 @@
+"""The Optuna study: ask, tell, and what a coordinator that died left behind. The one home of optuna.
+
+A preset that lies in the space is enqueued with its parameters, so that the sampler learns from it; one that does not
+(full on every Nth layer) is a trial without parameters.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from actune.errors import UsageError
+from actune.plan import Plan
+from actune.records import Measurement, Outcome
+from actune.search.space import ModelSpace
+from actune.store import Store
+from actune.store.lock import setup_lock
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: TPESampler(seed=seed, constant_liar=True),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+PEAK_CONSTRAINT = "peak_over_budget"
+"""The share by which the peak is over the budget; feasible at 0 and below."""
+
+_PRESET, _ATTEMPT, _DUPLICATE_OF = "actune:preset", "actune:attempt", "actune:duplicate_of"
+MAX_ATTEMPTS = 3
+
+
+def check_sampler(name: str) -> str:
+    """The name, if there is such a sampler.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in SAMPLERS:
+        raise UsageError(f"sampler '{name}' is not known. Expected one of: {', '.join(SAMPLERS)}.")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A plan to measure, as Optuna's trial `number`."""
+
+    number: int
+    plan: Plan
+    preset: str | None
+    attempt: int
+
+
+class PlanStudy:
+    """Optuna's study of a name, which proposes plans and learns their outcomes."""
+
+    def __init__(self, store: Store, name: str, space: ModelSpace, *, sampler: str, seed: int) -> None:
+        """Opens the study, or creates it with the space's presets first in its queue."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space = space
+        with setup_lock(store.url):
+            storage = optuna.storages.RDBStorage(store.url, engine_kwargs=store.optuna_engine_kwargs)
+            is_new = name not in (summary.study_name for summary in optuna.get_all_study_summaries(storage))
+            self._study = optuna.create_study(
+                storage=storage, study_name=name, direction="minimize", load_if_exists=True
+            )
+        # A sampler that starts anew with the same seed would propose the first trials again.
+        self._study.sampler = SAMPLERS[sampler](seed + len(self._study.get_trials(deepcopy=False)))
+        self._rng = random.Random(seed + len(self._study.get_trials(deepcopy=False)))
+        if is_new:
+            for preset, plan in space.presets.items():
+                self._enqueue(space.encode(plan) or {}, {_PRESET: preset})
+
+    def _enqueue(self, values: dict[str, Any], user_attrs: dict[str, Any]) -> None:
+        self._study.enqueue_trial(values, user_attrs=user_attrs)
+
+    def running_numbers(self) -> list[int]:
+        """Trials that say they run. When a coordinator starts, their own is dead."""
+        return [t.number for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
+    def has_queued(self) -> bool:
+        """Whether enqueued trials wait: presets, or interrupted trials."""
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+    def requeue(self, number: int) -> bool:
+        """Closes a dead trial and puts its plan into the queue again, twice at most. Whether it was."""
+        trial = self._trial(number)
+        self._study.tell(number, state=TrialState.FAIL)
+        attempt = int(trial.user_attrs.get(_ATTEMPT, 1)) + 1
+        if attempt > MAX_ATTEMPTS:
+            return False
+        kept = {_PRESET: trial.user_attrs[_PRESET]} if _PRESET in trial.user_attrs else {}
+        self._enqueue(trial.params, kept | {_ATTEMPT: attempt})
+        return True
+
+    def drop(self, number: int) -> None:
+        """Closes a trial whose plan is being measured under another number."""
+        self._study.tell(number, state=TrialState.FAIL)
+
+    def ask(self) -> Proposal:
+        """The next plan: from the queue first, then from the sampler."""
+        trial = self._study.ask()
+        preset = trial.user_attrs.get(_PRESET)
+        if preset is not None and preset in self._space.presets:
+            plan = self._space.presets[preset]
+            # Fixed by the queue: asking for them makes them parameters that the sampler learns from.
+            if self._space.encode(plan) is not None:
+                self._suggest(trial)
+        else:
+            plan = self._space.decode(self._suggest(trial))
+        return Proposal(trial.number, plan, preset, int(trial.user_attrs.get(_ATTEMPT, 1)))
+
+    def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        while True:
+            missing = [choice for choice in self._space.choices(values) if choice.name not in values]
+            if not missing:
+                return values
+            for choice in missing:
+                if choice.labels is not None:
+                    values[choice.name] = trial.suggest_categorical(choice.name, choice.labels)
+                else:
+                    values[choice.name] = trial.suggest_int(choice.name, 0, choice.high or 0)
+
+    def enqueue_unseen(self, is_seen: Callable[[Plan], bool], *, tries: int) -> bool:
+        """Puts a random plan that has not been seen into the queue; False if `tries` draws found none."""
+        for _ in range(tries):
+            values = self._space.random_values(self._rng)
+            if not is_seen(self._space.decode(values)):
+                self._enqueue(values, {})
+                return True
+        return False
+
+    def tell(
+        self,
+        number: int,
+        measurement: Measurement,
+        *,
+        budget_bytes: int,
+        relative_step_time: float | None,
+        duplicate_of: int | None = None,
+    ) -> None:
+        """Tells Optuna how a trial ended. Telling a trial twice is no error: a coordinator may have died in between.
+
+        A plan that fits is a value; one over the budget or out of memory is PRUNED with its constraint, from which the
+        sampler learns; a crash, a hang or an error is FAIL.
+        """
+        frozen = self._trial(number)
+        if frozen.state.is_finished():
+            return
+        trial = optuna.Trial(self._study, frozen._trial_id)
+        excess = _excess(measurement, budget_bytes)
+        trial.set_user_attr("feasible", excess is not None and excess <= 0)
+        trial.set_user_attr("peak_bytes", measurement.peak_bytes)
+        if duplicate_of is not None:
+            trial.set_user_attr(_DUPLICATE_OF, duplicate_of)
+        if excess is None:
+            self._study.tell(number, state=TrialState.FAIL)
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            trial.set_constraint(PEAK_CONSTRAINT, excess)
+        if excess <= 0 and relative_step_time is not None:
+            self._study.tell(number, relative_step_time)
+        else:
+            self._study.tell(number, state=TrialState.PRUNED)
+
+
+def _excess(measurement: Measurement, budget_bytes: int) -> float | None:
+    """By what share of the budget the peak is over it; 1 where memory ran out before a peak was known."""
+    if measurement.outcome in (Outcome.OK, Outcome.OVER_BUDGET) and measurement.peak_bytes is not None:
+        return (measurement.peak_bytes - budget_bytes) / budget_bytes
+    return 1.0 if measurement.outcome in (Outcome.OVER_BUDGET, Outcome.OOM) else None

@@ -1,0 +1,172 @@
+"""The end of a study: the best plans and the presets side by side, and the winner's gradients checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from actune import __version__
+from actune.engine import LocalEngine
+from actune.errors import TargetError
+from actune.plan import Plan, dump_plan, parse_plan, plan_hash
+from actune.records import (
+    CompareGradients,
+    GradientReport,
+    MeasurePlan,
+    MeasureRounds,
+    Outcome,
+    StudyRecord,
+    TrialRecord,
+    Verdict,
+    VerdictEntry,
+)
+from actune.statistics import clock_of, relative_with_interval
+
+CANDIDATES = 3
+
+
+def decide(
+    study: StudyRecord,
+    trials: list[TrialRecord],
+    relative_step_times: Mapping[int, float],
+    engine: LocalEngine,
+    *,
+    no_ac_runs: bool,
+) -> Verdict:
+    """Measures the best three plans that fit and the presets again, in interleaved rounds, and picks the winner.
+
+    The fastest one is compared with the run without AC (with the reference plan where that does not run): loss and
+    every gradient. If it fails, the next fastest is compared. A plan that fails is never the best.
+
+    Raises:
+        TargetError: the final comparison itself crashed or hung.
+    """
+    assert study.budget_bytes is not None
+    fitting = sorted(
+        (t for t in trials if t.number in relative_step_times and fits(t, study.budget_bytes)),
+        key=lambda trial: relative_step_times[trial.number],
+    )
+    entries = _compare(study, trials, fitting, engine)
+    smallest_peak_bytes, smallest_hash = _smallest_peak(trials, engine)
+    gradients: list[tuple[str, GradientReport]] = []
+    best = None
+    by_number = {trial.number: trial for trial in trials}
+    for entry in sorted(entries, key=lambda entry: entry.relative_step_time):
+        trial = by_number[entry.number]
+        if not fits(trial, study.budget_bytes):
+            continue
+        report = _check_gradients(study, trials, trial, engine, no_ac_runs=no_ac_runs)
+        gradients.append((trial.plan_hash, report))
+        if report.equal:
+            best = trial
+            break
+    return Verdict(
+        reference_hash=study.reference_hash,
+        entries=tuple(entries),
+        best_hash=best.plan_hash if best else None,
+        best_toml=_with_provenance(study, best, entries) if best else None,
+        gradients=tuple(gradients),
+        smallest_peak_bytes=smallest_peak_bytes,
+        smallest_peak_hash=smallest_hash,
+        trials=len(trials),
+    )
+
+
+def _smallest_peak(trials: list[TrialRecord], engine: LocalEngine) -> tuple[int | None, str | None]:
+    """The smallest peak that a plan of the study reaches, and the plan.
+
+    A trial over the budget stops after its first step, where the optimizer has no state yet: its peak is a lower bound.
+    Where nothing ran to its end, the most promising plans are run to theirs.
+    """
+    peaks = {t.plan_hash: t.measurement.peak_bytes for t in trials if t.measurement.outcome is Outcome.OK}
+    if not peaks:
+        promising = sorted(
+            (t for t in trials if t.measurement.peak_bytes is not None), key=lambda t: t.measurement.peak_bytes or 0
+        )
+        for trial in promising[:CANDIDATES]:
+            whole = engine.measure(MeasurePlan(trial.plan_toml, None, None, timed_pairs=0))
+            if whole.outcome is Outcome.OK:
+                peaks[trial.plan_hash] = whole.peak_bytes
+    known = {hash_of_plan: peak_bytes for hash_of_plan, peak_bytes in peaks.items() if peak_bytes is not None}
+    smallest = min(known, key=known.__getitem__, default=None)
+    return (None, None) if smallest is None else (known[smallest], smallest)
+
+
+def fits(trial: TrialRecord, budget_bytes: int) -> bool:
+    """Whether the trial ran well within the budget."""
+    peak_bytes = trial.measurement.peak_bytes
+    return trial.measurement.outcome is Outcome.OK and peak_bytes is not None and peak_bytes <= budget_bytes
+
+
+def _compare(
+    study: StudyRecord, trials: list[TrialRecord], fitting: list[TrialRecord], engine: LocalEngine
+) -> list[VerdictEntry]:
+    reference = next((t for t in trials if t.plan_hash == study.reference_hash), None)
+    if reference is None or not fitting:
+        return []
+    presets = [t for t in trials if t.preset is not None and _can_run(t, study)]
+    compared = list({t.plan_hash: t for t in [reference, *fitting[:CANDIDATES], *presets]}.values())
+    try:
+        samples = _rounds(study, compared, engine)
+    except TargetError:
+        # A plan over the budget was only run for its first step so far: it may be what died.
+        within = [t for t in compared if t is reference or fits(t, study.budget_bytes or 0)]
+        if len(within) == len(compared):
+            raise
+        compared = within
+        samples = _rounds(study, compared, engine)
+    clock = clock_of(study.environment)
+    entries = []
+    for trial, of_plan in zip(compared, samples, strict=True):
+        median, low, high = relative_with_interval(of_plan, samples[0], clock)
+        entries.append(VerdictEntry(trial.plan_hash, trial.number, trial.preset, tuple(of_plan), median, low, high))
+    return entries
+
+
+def _rounds(study: StudyRecord, compared: list[TrialRecord], engine: LocalEngine) -> Any:
+    request = MeasureRounds(tuple(t.plan_toml for t in compared), study.settings.verdict_rounds)
+    return engine.measure_rounds(request).samples
+
+
+def _can_run(trial: TrialRecord, study: StudyRecord) -> bool:
+    """Whether the plan runs on the device at all, within the budget or not."""
+    peak_bytes = trial.measurement.peak_bytes
+    if trial.measurement.outcome not in (Outcome.OK, Outcome.OVER_BUDGET) or peak_bytes is None:
+        return False
+    total_bytes = study.environment.device_total_bytes
+    return total_bytes is None or fits(trial, study.budget_bytes or 0)
+
+
+def _check_gradients(
+    study: StudyRecord, trials: list[TrialRecord], trial: TrialRecord, engine: LocalEngine, *, no_ac_runs: bool
+) -> GradientReport:
+    if no_ac_runs:
+        expected = dump_plan(Plan(), with_provenance=False)
+    else:
+        expected = next(t.plan_toml for t in trials if t.plan_hash == study.reference_hash)
+    return engine.compare_gradients(CompareGradients(trial.plan_toml, expected))
+
+
+def _with_provenance(study: StudyRecord, trial: TrialRecord, entries: list[VerdictEntry]) -> str:
+    plan = parse_plan(trial.plan_toml)
+    entry = next(e for e in entries if e.plan_hash == trial.plan_hash)
+    step_times_s = sorted(sample.step_time_s for sample in entry.samples)
+    provenance: dict[str, Any] = {
+        "plan_hash": plan_hash(plan),
+        "target": study.target.spec,
+        "target_fingerprint": study.target.fingerprint,
+        "budget_bytes": study.budget_bytes,
+        "peak_bytes": trial.measurement.peak_bytes,
+        "step_time_s": step_times_s[len(step_times_s) // 2],
+        "relative_step_time": entry.relative_step_time,
+        "reference_plan_hash": study.reference_hash,
+        "device": study.environment.device,
+        "device_name": study.environment.device_name,
+        "torch_version": study.environment.torch_version,
+        "actune_version": __version__,
+        "study": study.name,
+        "trial": trial.number,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return dump_plan(Plan(plan.rules, plan.compile, provenance))

@@ -1,0 +1,59 @@
+"""Step times to numbers: ratios in pairs, their median, and how sure it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from actune.records import Environment, Measurement, StepSample
+
+Clock = Callable[[StepSample], float]
+
+
+def clock_of(environment: Environment) -> Clock:
+    """The time that ratios are taken of.
+
+    With one compute thread on a CPU, the process's own time: it does not count the time that other programs took the
+    core away. Elsewhere the step's own time.
+    """
+    if environment.device == "cpu" and environment.threads == 1:
+        return lambda sample: sample.process_s
+    return lambda sample: sample.step_time_s
+
+
+def median_step_time_s(samples: Sequence[StepSample]) -> float | None:
+    """Median of the steps' own times, None without samples."""
+    return median(sample.step_time_s for sample in samples) if samples else None
+
+
+def relative_step_time(measurement: Measurement, clock: Clock) -> float | None:
+    """Median over the pairs of the plan's time over the reference's; None without pairs."""
+    if not measurement.pairs:
+        return None
+    return median(clock(pair.plan) / clock(pair.reference) for pair in measurement.pairs)
+
+
+def relative_with_interval(
+    samples: Sequence[StepSample], reference: Sequence[StepSample], clock: Clock
+) -> tuple[float, float, float]:
+    """Median of the ratios round by round, and a 95% confidence interval of that median.
+
+    The interval is the distribution-free one from order statistics (Conover, Practical Nonparametric Statistics, 3.2):
+    the ranks between which the median lies with a probability of at least 0.95 under the binomial with p = ½. With
+    fewer than 6 rounds no such ranks exist, and the interval spans all ratios.
+    """
+    ratios = sorted(clock(a) / clock(b) for a, b in zip(samples, reference, strict=True))
+    low = _lower_rank(len(ratios))
+    return median(ratios), ratios[low], ratios[len(ratios) - 1 - low]
+
+
+def _lower_rank(count: int) -> int:
+    """The largest rank (from 0) with P(fewer than rank+1 ratios lie below the median) ≤ 2.5%, 0 if there is none."""
+    below, rank = 0.0, 0
+    for successes in range(count // 2):
+        below += math.comb(count, successes) / 2**count
+        if below > 0.025:
+            break
+        rank = successes
+    return rank
