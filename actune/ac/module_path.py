@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -18,23 +19,25 @@ _INDEXED = re.compile(r"(?:\.__dict__\['_modules'\])?\[['\"]?([^'\"\]]+)['\"]?\]
 class ModulePath:
     """Follows the innermost running module of a region by hooks on its submodules.
 
-    The hooks are on the region's own modules, not process-wide, and `close` removes them.
+    The hooks are on the region's own modules, not process-wide, and only there from `attach` to `detach`: they would
+    slow down, and break the graphs of, other plans that are ready for the same model.
     """
 
     def __init__(self, region_module: nn.Module) -> None:
+        self._region_module = region_module
         self._running: list[str] = []
         self._handles: list[RemovableHandle] = []
-        for fqn, module in region_module.named_modules():
+
+    def attach(self) -> None:
+        """Hooks the region's submodules."""
+        for fqn, module in self._region_module.named_modules():
             if fqn:
-                self._handles.append(module.register_forward_pre_hook(self._enter_hook(fqn), prepend=True))
+                self._handles.append(module.register_forward_pre_hook(partial(self._enter_hook, fqn), prepend=True))
                 # Called on exceptions too: early stop leaves a recomputation by one.
                 self._handles.append(module.register_forward_hook(self._leave_hook, always_call=True))
 
-    def _enter_hook(self, fqn: str) -> Any:
-        def enter(module: nn.Module, args: Any) -> None:
-            self._running.append(fqn)
-
-        return enter
+    def _enter_hook(self, fqn: str, module: nn.Module, args: Any) -> None:
+        self._running.append(fqn)
 
     def _leave_hook(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._running:
@@ -48,10 +51,11 @@ class ModulePath:
         """FQN below the region of the innermost running module, `.` for the region itself."""
         return self._running[-1] if self._running else WHOLE_LAYER
 
-    def close(self) -> None:
+    def detach(self) -> None:
         """Removes the hooks."""
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
 
 
 class TracedModulePath:
@@ -60,9 +64,6 @@ class TracedModulePath:
     While AOTAutograd traces a checkpointed region, the node's meta is the current one and its `nn_module_stack` has
     paths such as `L['self'].layers.0.__dict__['_modules']['_checkpoint_wrapped_module'].attention.wo`.
     """
-
-    def restart(self) -> None:
-        """Nothing is kept between calls."""
 
     def innermost(self) -> str:
         """As `ModulePath.innermost`."""
@@ -73,6 +74,3 @@ class TracedModulePath:
         below = path.rpartition(_WRAPPED)[2]
         below = below.removeprefix("']").removeprefix('"]')
         return _INDEXED.sub(r".\1", below).strip(".") or WHOLE_LAYER
-
-    def close(self) -> None:
-        """Nothing to remove."""

@@ -90,6 +90,14 @@ def _existing(qualified_names: Iterable[str]) -> set[Op]:
     return ops
 
 
+def op_from_qualified_name(qualified_name: str) -> Op:
+    """The inverse of `str(op)`: from `aten.mm.default`, or `flex_attention` for a higher-order op."""
+    if "." not in qualified_name:
+        higher_order: Op = getattr(torch.ops.higher_order, qualified_name)
+        return higher_order
+    return _existing([qualified_name]).pop()
+
+
 def resolve_save_ops(names: Iterable[str]) -> frozenset[Op]:
     """The ops that `save_ops` names.
 
@@ -130,7 +138,13 @@ def _named(name: str, *, key: str) -> set[Op]:
             f"{key}: '{name}' is no op of torch {torch.__version__}.{hint} Name ops as in torch.ops.aten, others as "
             f"namespace.name; sets of ops are: {', '.join(SAVE_SETS)}."
         )
-    return {overload for o in packet.overloads() if not is_mutable(overload := getattr(packet, o))}
+    overloads: set[Op] = {overload for o in packet.overloads() if not is_mutable(overload := getattr(packet, o))}
+    if not overloads:
+        raise PlanError(
+            f"{key}: '{name}' only writes in place, and has no output of its own to keep. Name the op whose output it "
+            "writes to: what writes to a kept output is kept with it."
+        )
+    return overloads
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 
 from actune.ac.module_path import ModulePath, TracedModulePath
 from actune.ac.ops import check_op_exists, resolve_save_ops
-from actune.ac.sac import RegionMemory, SaveRules, selective_context_fn
+from actune.ac.sac import EagerContexts, RegionMemory, SaveRules, traced_context_fn
 from actune.errors import PlanError
 from actune.plan import WHOLE_LAYER, SavedOp, Treatment
 
@@ -43,13 +43,8 @@ class SelectiveRegion(Region):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Raises PlanError after a first call in which an entry of `save` matched no op."""
         output = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
-        if self._memory.unmatched and self._memory.first_call_done:
-            module_fqn, name = min(self._memory.unmatched)
-            ran = ", ".join(sorted(self._memory.ops_seen.get(module_fqn, ()))) or "none"
-            raise PlanError(
-                f"save: no op matched '{module_fqn}::{name}' when {self._fqn} ran (or not as often as its number "
-                f"says). Ops that ran in '{module_fqn}': {ran}."
-            )
+        if self._memory.first_call_done:
+            self._memory.check_all_matched(self._fqn)
         return output
 
 
@@ -115,11 +110,12 @@ def filtered_linears(treatment: Treatment, region_module: nn.Module, region_fqn:
 
 
 class RegionFactory:
-    """Makes the regions of a plan. Like regions share one context_fn, so that compiled code is shared."""
+    """Makes the regions of a plan. Compiled regions under like rules share one context_fn, and so compiled code."""
 
     def __init__(self, *, compiled: bool) -> None:
         self._compiled = compiled
-        self._context_fns: dict[Any, Any] = {}
+        self._context_fns: dict[Hashable, Any] = {}
+        self._traced: list[tuple[str, RegionMemory]] = []
         self._paths: list[ModulePath] = []
 
     def make(self, module: nn.Module, fqn: str, treatment: Treatment) -> Region:
@@ -131,24 +127,35 @@ class RegionFactory:
         if treatment.policy == "full":
             return Region(module, **checkpoint_kwargs(treatment))
         rules = resolve_rules(treatment, module, fqn)
-        memory = RegionMemory(unmatched=set() if self._compiled else set(rules.saved))
+        memory = RegionMemory(unmatched=rules.named())
         if self._compiled:
             key = (treatment, tuple(sorted(rules.saved)), rules.filter_shapes, rules.filter_modules)
             if key not in self._context_fns:
                 path = TracedModulePath() if rules.need_module_path else None
-                self._context_fns[key] = selective_context_fn(rules, path, memory, compiled=True)
+                self._context_fns[key] = traced_context_fn(rules, path, memory)
+                self._traced.append((fqn, memory))
             return Region(module, context_fn=self._context_fns[key], **checkpoint_kwargs(treatment))
         eager_path = ModulePath(module) if rules.need_module_path else None
         if eager_path is not None:
             self._paths.append(eager_path)
-        context_fn = selective_context_fn(rules, eager_path, memory, compiled=False)
+        context_fn = EagerContexts(rules, eager_path, memory)
         return SelectiveRegion(module, fqn=fqn, memory=memory, context_fn=context_fn, **checkpoint_kwargs(treatment))
 
-    def close(self) -> None:
-        """Removes what `make` hooked into modules."""
+    def attach(self) -> None:
+        """Hooks the modules of regions whose rules ask for the running module."""
         for path in self._paths:
-            path.close()
-        self._paths.clear()
+            path.attach()
+
+    def detach(self) -> None:
+        """Removes the hooks."""
+        for path in self._paths:
+            path.detach()
+
+    def check_traced(self) -> None:
+        """Raises PlanError if a region that was compiled by now has an entry of `save` that matched nothing in it."""
+        for fqn, memory in self._traced:
+            if memory.ops_seen:
+                memory.check_all_matched(fqn)
 
 
 def region_draws_random_numbers(module: nn.Module) -> str | None:

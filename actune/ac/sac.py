@@ -6,11 +6,12 @@ The every-nth-matmul rule, the save list and the filter by shape are torchtitan'
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any
 
 import torch
@@ -18,7 +19,16 @@ from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext, create_selective_checkpoint_contexts
 
 from actune.ac.module_path import ModulePath, TracedModulePath
-from actune.ac.ops import COUNTED_MATMULS, MATMULS, Op, draws_random_numbers, is_view, op_name, written_arguments
+from actune.ac.ops import (
+    COUNTED_MATMULS,
+    MATMULS,
+    Op,
+    draws_random_numbers,
+    is_view,
+    op_from_qualified_name,
+    op_name,
+    written_arguments,
+)
 from actune.errors import PlanError
 
 SAVE = CheckpointPolicy.MUST_SAVE
@@ -48,6 +58,27 @@ class SaveRules:
         """Whether a rule asks in which module an op runs."""
         return bool(self.saved or self.filter_modules)
 
+    def named(self) -> set[NamedOutput]:
+        """The entries of `saved`, one by one."""
+        return {(*key, number) for key, numbers in self.saved.items() for number in numbers or (None,)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SaveRules:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Ops can't be pickled; their names can.
+        names = sorted(str(op) for op in self.save_ops)
+        rest = (self.saved, self.filter_shapes, self.filter_modules)
+        return _rules_from_names, (self.save_every_nth_mm, names, *rest)
+
+
+def _rules_from_names(save_every_nth_mm: int, names: list[str], *rest: Any) -> SaveRules:
+    return SaveRules(save_every_nth_mm, frozenset(map(op_from_qualified_name, names)), *rest)
+
+
+NamedOutput = tuple[str, str, int | None]
+"""Module FQN below the region, op name, and occurrence (None for all)."""
+
 
 @dataclass(slots=True)
 class RegionMemory:
@@ -62,8 +93,21 @@ class RegionMemory:
 
     first_call_done: bool = False
     writes_to_saved: bool = False
-    unmatched: set[tuple[str, str]] = field(default_factory=set)
-    ops_seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    unmatched: set[NamedOutput] = field(default_factory=set)
+    ops_seen: dict[str, set[str]] = field(default_factory=dict)
+
+    def check_all_matched(self, region_fqn: str) -> None:
+        """Raises PlanError if an entry of `save` named nothing that ran."""
+        if not self.unmatched:
+            return
+        module_fqn, name, number = min(self.unmatched, key=str)
+        entry = f"{module_fqn}::{name}" + ("" if number is None else f"#{number}")
+        ran = ", ".join(sorted(self.ops_seen.get(module_fqn, ()))) or "none"
+        raise PlanError(
+            f"save: no op matched '{entry}' when {region_fqn} ran"
+            f"{'' if number is None else ' (or not as often as its number says)'}. Ops that ran in '{module_fqn}': "
+            f"{ran}. Name one of them, or leave the entry out."
+        )
 
 
 class _Decisions:
@@ -98,7 +142,16 @@ class _Decisions:
         rules = self._rules
         written = written_arguments(op)
         if written:
-            return self._decide_write(op, written, args, kwargs)
+            decision = self._decide_write(op, written, args, kwargs)
+            if draws_random_numbers(op, args, kwargs):
+                if decision is RECOMPUTE and self._random_output_kept:
+                    raise PlanError(
+                        f"save: {op_name(op)} draws random numbers in place after the output of another random op is "
+                        "kept. That one would not be drawn again, so this one would be recomputed with other numbers. "
+                        "Leave random ops out of what is saved."
+                    )
+                self._random_output_kept = decision is SAVE
+            return decision
         keep = self._is_named(op) if rules.saved else False
         if not keep:
             keep = self._is_kept_by_rule(op, args, kwargs)
@@ -112,13 +165,13 @@ class _Decisions:
         assert self._path is not None
         key = (self._path.innermost(), op_name(op))
         if not self._memory.first_call_done:
-            self._memory.ops_seen[key[0]].add(key[1])
+            self._memory.ops_seen.setdefault(key[0], set()).add(key[1])
         if key not in self._rules.saved:
             return False
         self._occurrences[key] += 1
         wanted = self._rules.saved[key]
         if wanted is None or self._occurrences[key] in wanted:
-            self._memory.unmatched.discard(key)
+            self._memory.unmatched.discard((*key, None if wanted is None else self._occurrences[key]))
             return True
         return False
 
@@ -225,28 +278,45 @@ class _ForwardContext:
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 
 
-def selective_context_fn(
-    rules: SaveRules, path: ModulePath | TracedModulePath | None, memory: RegionMemory, *, compiled: bool
-) -> Callable[[], Contexts]:
-    """The `context_fn` of `torch.utils.checkpoint.checkpoint` for a region.
+class EagerContexts:
+    """The `context_fn` of `torch.utils.checkpoint.checkpoint` for one region. An object, so that models can be copied.
 
     Args:
         rules: the region's rules.
         path: tells the running module; None if no rule asks.
         memory: what the region learns, shared over its calls.
-        compiled: the checkpoint is traced by torch.compile, which functionalises writes and takes no other context
-            than PyTorch's own.
+    """
+
+    def __init__(self, rules: SaveRules, path: ModulePath | None, memory: RegionMemory) -> None:
+        self._rules = rules
+        self._path = path
+        self._memory = memory
+
+    def __call__(self) -> Contexts:
+        """The contexts of one forward and of its recomputation."""
+        if self._path is not None:
+            self._path.restart()
+        decisions = _Decisions(self._rules, self._path, self._memory)
+        caching_mode, cached_mode = create_selective_checkpoint_contexts(decisions)
+        return _ForwardContext(caching_mode, decisions, self._memory), cached_mode
+
+
+_code_numbers = itertools.count()
+
+
+def traced_context_fn(rules: SaveRules, path: TracedModulePath | None, memory: RegionMemory) -> Callable[[], Contexts]:
+    """The same for checkpoints that torch.compile traces.
+
+    The compiler functionalises writes, so none is looked at here, and takes no other contexts than PyTorch's own.
     """
 
     def context_fn() -> Contexts:
-        if path is not None:
-            path.restart()
         decisions = _Decisions(rules, path, memory)
-        if compiled:
-            decisions._track_storages = False
+        decisions._track_storages = False
         caching_mode, cached_mode = create_selective_checkpoint_contexts(decisions)
-        if compiled:
-            return caching_mode, cached_mode
-        return _ForwardContext(caching_mode, decisions, memory), cached_mode
+        return caching_mode, cached_mode
 
-    return context_fn
+    # Dynamo tells functions apart by their code alone: were it one code, layers under different rules would all run
+    # what was compiled for the first of them.
+    code = context_fn.__code__.replace(co_name=f"context_fn_{next(_code_numbers)}")
+    return FunctionType(code, context_fn.__globals__, code.co_name, None, context_fn.__closure__)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     multiple=True,
     required=True,
     metavar="P",
-    help="A plan's TOML file, or a preset: none, full, full-every-N, full-first-P%, sac, sac-every-N, split, split-full. May be "
-    "repeated; step times are relative to the first that runs.",
+    help="A plan's TOML file, or a preset: none, full, full-every-N, full-first-P%, sac, sac-every-N, split, "
+    "split-full. May be repeated; step times are relative to the first that runs.",
 )
 @click.option("--device", default="cpu", show_default=True, metavar="D", help=device_help)
 @click.option("--rounds", type=click.IntRange(1, 1000), default=9, show_default=True, help="Timed steps of each plan.")

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from actune.errors import UsageError
 from actune.units import Budget, parse_duration_s
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 DEFAULT_STORAGE = "sqlite:///studies/actune.db"
 DEFAULT_TRIAL_TIMEOUT = "15m"
 
 
-class BudgetType(click.ParamType[str]):
+if TYPE_CHECKING:
+    TextType, SecondsType = click.ParamType[str], click.ParamType[float]
+else:  # generic only in recent versions of click
+    TextType = SecondsType = click.ParamType
+
+
+class BudgetType(TextType):
     """`70GB`, `64GiB` or `60%`; stays text, which the study keeps."""
 
     name = "budget"
@@ -32,7 +35,7 @@ class BudgetType(click.ParamType[str]):
             self.fail(str(error), param, ctx)
 
 
-class DurationType(click.ParamType[float]):
+class DurationType(SecondsType):
     """`90s`, `15m`, `1h30m`; becomes seconds."""
 
     name = "duration"

@@ -187,8 +187,8 @@ def _check_found(document: dict[str, Any], verdict: Verdict) -> None:
     if verdict.gradients:
         raise ActuneError(
             f"study '{document['study']}': {len(verdict.gradients)} plans fit the budget of {budget}, but each "
-            "computes another loss or other gradients than the run without AC. Does the target draw random numbers of its own, "
-            "or keep state between steps?"
+            "computes another loss or other gradients than the run without AC. Does the target draw random numbers of "
+            "its own, or keep state between steps?"
         )
     if not document["trials"]:
         raise ActuneError(
