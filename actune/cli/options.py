@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,13 +16,7 @@ DEFAULT_STORAGE = "sqlite:///studies/actune.db"
 DEFAULT_TRIAL_TIMEOUT = "15m"
 
 
-if TYPE_CHECKING:
-    TextType, SecondsType = click.ParamType[str], click.ParamType[float]
-else:  # generic only in recent versions of click
-    TextType = SecondsType = click.ParamType
-
-
-class BudgetType(TextType):
+class BudgetType(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
     """`70GB`, `64GiB` or `60%`; stays text, which the study keeps."""
 
     name = "budget"
@@ -35,7 +29,7 @@ class BudgetType(TextType):
             self.fail(str(error), param, ctx)
 
 
-class DurationType(SecondsType):
+class DurationType(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
     """`90s`, `15m`, `1h30m`; becomes seconds."""
 
     name = "duration"

@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make search` runs the main job, `make test` runs the tests.
+# Each makes the virtual environment if it is not there, or if what it is made from has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXPORTS := studies/exports
+
+.DEFAULT_GOAL := help
+.PHONY: help search test lint bench clean
+
+help:  ## This list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(f"actune needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Name another by make PYTHON=…") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,hf]'
+	@touch $@
+
+search: $(STAMP)  ## Search the best plan for the built-in MoE model on the CPU, and export it
+	@mkdir -p $(EXPORTS)
+	$(BIN)/python cli.py search studies/moe-tiny.yaml
+	$(BIN)/python cli.py export moe-tiny -o $(EXPORTS)/moe-tiny.toml
+
+test: $(STAMP)  ## Run the tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## Run the fast benchmarks: one JSON line each
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/search.py
+
+clean:  ## Remove the virtual environment, caches and studies
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist studies/*.db* studies/logs $(EXPORTS)
