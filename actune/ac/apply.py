@@ -5,26 +5,38 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from actune.ac.compiling import CompiledModule
+from actune.ac.compiling import CompiledModule, SharedCode
 from actune.ac.regions import Region, RegionFactory, filtered_linears, region_draws_random_numbers
 from actune.errors import PlanError
-from actune.plan import NO_AC, WHOLE_LAYER, Plan, SavedOp, Treatment
+from actune.plan import NO_AC, WHOLE_LAYER, Plan, SavedOp, Treatment, compress_fqns_text
 from actune.profiler import discover
+from actune.profiler.signature import layer_signature
 
 _APPLIED = "_actune_application"
 
 
+_Holders = dict[nn.Module, tuple[tuple[nn.Module, str], ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a region stands: `parent.name` is `module` without the plan and `region` with it."""
+    """Where a region stands: each `parent.name` is `module` without the plan and `region` with it.
 
-    parent: nn.Module
-    name: str
+    More than one where the model shares the module.
+    """
+
+    fqn: str
+    holders: tuple[tuple[nn.Module, str], ...]
     module: nn.Module
     region: Region
+
+    def put(self, module: nn.Module) -> None:
+        for parent, name in self.holders:
+            parent._modules[name] = module
 
 
 class Application:
@@ -52,16 +64,22 @@ class Application:
         treatments = plan.resolve(layer_fqns)
         _check_rules_match_somewhere(model, plan, treatments)
         self._factory = RegionFactory(compiled=plan.compile in ("layer", "model"))
-        try:
-            self._places = [
-                place for fqn, treatment in treatments.items() for place in self._layer_places(fqn, treatment)
-            ]
-            self._compiled = self._compile(treatments)
-        except BaseException:
-            self._factory.close()
-            raise
+        holders = _holders(model)
+        self._places = [
+            place for fqn, treatment in treatments.items() for place in self._layer_places(fqn, treatment, holders)
+        ]
+        self._compiled = self._compile(treatments)
 
-    def _layer_places(self, layer_fqn: str, treatment: Treatment) -> list[_Place]:
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a compiled module is not compiled (`nn.Module.__getstate__`), so the copy would not run as planned.
+        if self.plan.compile != "off":
+            raise PlanError(
+                f'compile: a model under a plan with compile = "{self.plan.compile}" can\'t be copied or pickled. Call '
+                "actune.remove_plan(model) first, and apply the plan to the copy."
+            )
+        return self.__dict__
+
+    def _layer_places(self, layer_fqn: str, treatment: Treatment, holders: _Holders) -> list[_Place]:
         if not treatment.is_checkpointed:
             return []
         layer = self.model.get_submodule(layer_fqn)
@@ -71,37 +89,39 @@ class Application:
             module = layer if below == WHOLE_LAYER else _submodule(layer, below, layer_fqn)
             if isinstance(module, Region):
                 raise PlanError(f"wrap: {fqn} is checkpointed already. Remove the other plan first.")
-            parent_fqn, _, name = fqn.rpartition(".")
-            places.append(
-                _Place(self.model.get_submodule(parent_fqn), name, module, self._factory.make(module, fqn, treatment))
-            )
+            places.append(_Place(fqn, holders[module], module, self._factory.make(module, fqn, treatment)))
         return places
 
     def _compile(self, treatments: dict[str, Treatment]) -> list[CompiledModule]:
         if self.plan.compile == "off":
             return []
-        for fqn, treatment in treatments.items():
-            if treatment.policy == "memory_budget" and treatment.memory_budget != 1:
-                random_at = region_draws_random_numbers(self.model.get_submodule(fqn))
-                if random_at is not None:
-                    raise PlanError(
-                        f"memory_budget: {fqn} draws random numbers (dropout at '{random_at}'), for which the compiler "
-                        "recomputes other masks and gives wrong gradients (pytorch #190758). Use full or selective."
-                    )
+        code = SharedCode()
+        check = self._factory.check_traced
         if self.plan.compile == "model":
-            shares = {t.memory_budget for t in treatments.values() if t.memory_budget is not None}
-            return [CompiledModule(self.model, "", memory_budget=shares.pop() if shares else None)]
-        if self.plan.compile == "inside":
-            inner = [CompiledModule(place.module, place.name) for place in self._places]
-            whole = [fqn for fqn, treatment in treatments.items() if not treatment.is_checkpointed]
-            return inner + [CompiledModule(self.model.get_submodule(fqn), fqn) for fqn in whole]
-        region_at = {(id(place.parent), place.name): place.region for place in self._places}
+            share = _share_of_whole_model(treatments)
+            _refuse_random_numbers(self.model, "the model", share)
+            return [CompiledModule(self.model, "", code=code, kind="model", check=check, memory_budget=share)]
         compiled = []
+        if self.plan.compile == "inside":
+            for place in self._places:
+                kind = layer_signature(place.module)
+                compiled.append(CompiledModule(place.module, place.fqn, code=code, kind=kind, check=check))
+        regions = {place.module: place.region for place in self._places}
         for fqn, treatment in treatments.items():
-            parent_fqn, _, name = fqn.rpartition(".")
-            at = (id(self.model.get_submodule(parent_fqn)), name)
-            layer = region_at.get(at) or self.model.get_submodule(fqn)
-            compiled.append(CompiledModule(layer, fqn, memory_budget=treatment.memory_budget))
+            if self.plan.compile == "inside" and treatment.is_checkpointed:
+                continue
+            layer = self.model.get_submodule(fqn)
+            _refuse_random_numbers(layer, fqn, treatment.memory_budget)
+            compiled.append(
+                CompiledModule(
+                    regions.get(layer, layer),
+                    fqn,
+                    code=code,
+                    kind=(layer_signature(layer), treatment),
+                    check=check,
+                    memory_budget=treatment.memory_budget,
+                )
+            )
         return compiled
 
     def attach(self) -> None:
@@ -113,8 +133,9 @@ class Application:
         if _APPLIED in self.model.__dict__:
             raise PlanError("a plan is applied to this model already. Call actune.remove_plan(model) first.")
         self.model.__dict__[_APPLIED] = self
+        self._factory.attach()
         for place in self._places:
-            place.parent._modules[place.name] = place.region
+            place.put(place.region)
         for compiled in self._compiled:
             compiled.attach()
 
@@ -123,14 +144,46 @@ class Application:
         for compiled in self._compiled:
             compiled.detach()
         for place in self._places:
-            place.parent._modules[place.name] = place.module
+            place.put(place.module)
+        self._factory.detach()
         self.model.__dict__.pop(_APPLIED, None)
 
-    def close(self) -> None:
-        """Detaches for good."""
-        if self.model.__dict__.get(_APPLIED) is self:
-            self.detach()
-        self._factory.close()
+
+def _holders(model: nn.Module) -> _Holders:
+    """Each module's parents, with the name it has there: several where the model shares it."""
+    holders: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for name, module in parent._modules.items():
+            if module is not None:
+                holders.setdefault(module, []).append((parent, name))
+    return {module: tuple(of_module) for module, of_module in holders.items()}
+
+
+def _share_of_whole_model(treatments: dict[str, Treatment]) -> float | None:
+    """The one memory budget of a model that is compiled as one graph.
+
+    Raises:
+        PlanError: only some of the layers have it.
+    """
+    shares = {t.memory_budget for t in treatments.values() if t.memory_budget is not None}
+    if not shares:
+        return None
+    without = [fqn for fqn, treatment in treatments.items() if treatment.policy != "memory_budget"]
+    if without:
+        raise PlanError(
+            f'memory_budget: {compress_fqns_text(without)} have another policy, but with compile = "model" one graph '
+            'has one budget, for all that is in it. Give the policy to all layers, or set compile = "layer".'
+        )
+    return shares.pop()
+
+
+def _refuse_random_numbers(module: nn.Module, name: str, memory_budget: float | None) -> None:
+    random_at = None if memory_budget in (None, 1) else region_draws_random_numbers(module)
+    if random_at is not None:
+        raise PlanError(
+            f"memory_budget: {name} draws random numbers (dropout at '{random_at}'), for which the compiler "
+            "recomputes other masks and gives wrong gradients (pytorch #190758). Use full or selective."
+        )
 
 
 def _submodule(layer: nn.Module, below: str, layer_fqn: str) -> nn.Module:
@@ -212,5 +265,5 @@ def remove_plan(model: nn.Module) -> nn.Module:
     if application is None:
         raise PlanError("no plan is applied to this model, so there is none to remove.")
     assert isinstance(application, Application)
-    application.close()
+    application.detach()
     return model

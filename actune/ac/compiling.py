@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from types import CodeType, FunctionType
 from typing import Any
 
+import torch
 import torch._functorch.config as functorch_config
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from actune.errors import PlanError
 
@@ -29,25 +33,97 @@ class MemoryBudgetBackend:
             return compile_fx(graph_module, example_inputs)
 
 
+_code_numbers = itertools.count()
+
+
+class SharedCode:
+    """One code object for each kind of module that a plan compiles.
+
+    Dynamo keeps what it compiled per code object, and after a few variants (`torch._dynamo.config.recompile_limit`)
+    runs it eagerly for ever. All modules share the code of `nn.Module._call_impl`, so a plan with many treatments
+    would get there; modules of one kind are to share what is compiled.
+    """
+
+    def __init__(self) -> None:
+        self._codes: dict[Hashable, CodeType] = {}
+
+    def call_of(self, module: nn.Module, kind: Hashable, fqn: str) -> Callable[..., Any]:
+        """A function that calls the module, for torch.compile."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not torch.compiler.is_compiling():
+                _refuse_recompile_limit(code, fqn)
+            return module._call_impl(*args, **kwargs)
+
+        if kind not in self._codes:
+            self._codes[kind] = call.__code__.replace(co_name=f"call_{next(_code_numbers)}")
+        code = self._codes[kind]
+        return FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
+
+
+def _refuse_recompile_limit(code: CodeType, fqn: str) -> None:
+    """Raises PlanError if Dynamo has given this code up; it runs eagerly for other reasons too, such as a mode."""
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+
+    limit = torch._dynamo.config.recompile_limit
+    if len(_debug_get_cache_entry_list(code)) >= limit:
+        raise PlanError(
+            f"compile: {fqn or 'the model'} was compiled {limit} times for layers and inputs that differ, which is "
+            "torch._dynamo.config.recompile_limit, and would run eagerly from here on. See why with "
+            'TORCH_LOGS=recompiles, raise the limit, or set compile = "off".'
+        )
+
+
 class CompiledModule:
     """`nn.Module.compile` that can be switched off and on again without compiling anew."""
 
-    def __init__(self, module: nn.Module, fqn: str, *, memory_budget: float | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        fqn: str,
+        *,
+        code: SharedCode,
+        kind: Hashable,
+        check: Callable[[], None],
+        memory_budget: float | None = None,
+    ) -> None:
+        """Nothing is compiled before the first call.
+
+        Args:
+            module: what to compile.
+            fqn: its name in messages.
+            code: of the plan's modules.
+            kind: equal for modules that may share compiled code.
+            check: called after each call; raises PlanError if what was compiled is not what the plan says.
+            memory_budget: the compiler's own, None to leave it at its default.
+
+        Raises:
+            PlanError: the module is compiled already.
+        """
         if module._compiled_call_impl is not None:
             raise PlanError(
                 f"compile: {fqn or 'the model'} is compiled already. Apply the plan to a model that is not compiled: "
                 "the plan says how to compile, and the order is AC, compile, FSDP."
             )
         self._module = module
+        self._check = check
         backend: str | Callable[..., Any] = "inductor" if memory_budget is None else MemoryBudgetBackend(memory_budget)
-        module.compile(backend=backend)
-        self._compiled_call = module._compiled_call_impl
-        module._compiled_call_impl = None
+        self._compiled: Callable[..., Any] = torch.compile(code.call_of(module, kind, fqn), backend=backend)
 
     def attach(self) -> None:
         """Calls of the module run compiled from here on."""
-        self._module._compiled_call_impl = self._compiled_call
+        self._module._compiled_call_impl = self._call
 
     def detach(self) -> None:
         """Calls of the module run eagerly again."""
         self._module._compiled_call_impl = None
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            output = self._compiled(*args, **kwargs)
+        except BackendCompilerFailed as error:
+            if isinstance(error.inner_exception, PlanError):
+                raise error.inner_exception from None
+            raise
+        self._check()
+        return output

@@ -37,14 +37,15 @@ class SelectiveRegion(Region):
 
     def __init__(self, module: nn.Module, *, fqn: str, memory: RegionMemory, **checkpoint_kwargs: Any) -> None:
         super().__init__(module, **checkpoint_kwargs)
-        self._fqn = fqn
-        self._memory = memory
+        # Long names: an attribute here hides the wrapped module's of the same name.
+        self._region_fqn = fqn
+        self._region_memory = memory
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Raises PlanError after a first call in which an entry of `save` matched no op."""
         output = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
-        if self._memory.first_call_done:
-            self._memory.check_all_matched(self._fqn)
+        if self._region_memory.first_call_done:
+            self._region_memory.check_all_matched(self._region_fqn)
         return output
 
 
