@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
+from actune.errors import TargetError
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
 from actune.records import CompareGradients, GradientReport
@@ -20,10 +25,12 @@ def compare_gradients(workload: Workload, request: CompareGradients) -> Gradient
 
     The second run of the reference tells whether the target's ops are deterministic. If they are, and neither plan
     compiles, the plan must agree bitwise: recomputation runs the same kernels on the same numbers. A compiled plan runs
-    other kernels, which may round differently: there half of the digits must agree (√ε of the gradient's dtype).
+    other kernels, which may round differently: there half of the digits must agree (√ε of the coarsest dtype that the
+    reference computes in).
 
     Raises:
         PlanError: a plan does not fit the model.
+        TargetError: the reference's loss or a gradient is not finite, so that nothing can be told from it.
         Exception: whatever the target raises under a plan.
     """
     plan, reference = parse_plan(request.plan_toml), parse_plan(request.reference_toml)
@@ -31,12 +38,14 @@ def compare_gradients(workload: Workload, request: CompareGradients) -> Gradient
     # Inductor draws its own random numbers; with this it draws eager's, so that dropout masks are comparable.
     with torch._inductor.config.patch(fallback_random=True):
         expected = _loss_and_gradients(workload, reference)
-        spread, _ = _largest_error(_loss_and_gradients(workload, reference), expected)
+        _check_finite(expected, target=workload.target.name)
+        with CoarsestDtype() if compiled else nullcontext() as dtypes:
+            spread, _ = _largest_error(_loss_and_gradients(workload, reference), expected)
         error, worst = _largest_error(_loss_and_gradients(workload, plan), expected)
     bitwise = spread == 0.0 and not compiled
     tolerance = 0.0 if bitwise else SPREAD_FACTOR * spread
-    if compiled:
-        tolerance = max(tolerance, *(math.sqrt(torch.finfo(tensor.dtype).eps) for tensor in expected.values()))
+    if dtypes is not None:
+        tolerance = max(tolerance, math.sqrt(dtypes.epsilon))
     return GradientReport(
         equal=error <= tolerance, bitwise=bitwise, tolerance=tolerance, largest_error=error, worst=worst
     )
@@ -57,10 +66,20 @@ def _loss_and_gradients(workload: Workload, plan: Plan) -> dict[str, Tensor]:
     return found
 
 
+def _check_finite(expected: dict[str, Tensor], *, target: str) -> None:
+    for name, tensor in expected.items():
+        if not tensor.isfinite().all():
+            what = "the loss" if name == "loss" else f"the gradient of {name}"
+            raise TargetError(
+                f"target '{target}': {what} is not finite in the first step, whatever the plan, so it can't be told "
+                "whether a plan computes the same. Correct the model's initialisation, its dtype or the loss."
+            )
+
+
 def _largest_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
-    """The largest relative L2 error of a tensor, and its name. A gradient that one side lacks, or NaN, is infinite."""
+    """The largest relative error of a tensor, and its name."""
     largest, worst = 0.0, "loss"
-    for name in found.keys() | expected.keys():
+    for name in dict.fromkeys([*expected, *found]):
         error = _relative_error(found.get(name), expected.get(name))
         if error > largest:
             largest, worst = error, name
@@ -68,10 +87,32 @@ def _largest_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tup
 
 
 def _relative_error(found: Tensor | None, expected: Tensor | None) -> float:
+    """L2 norm of the difference over the larger of both norms: 0 to 2.
+
+    A gradient that one side lacks counts as zero, which makes 1; one that is not finite makes 2.
+    """
     if found is None or expected is None:
-        return math.inf
+        return 1.0
     if torch.equal(found, expected):
         return 0.0
-    difference = torch.linalg.vector_norm((found - expected).double()).item()
-    error = difference / max(torch.linalg.vector_norm(expected.double()).item(), torch.finfo(torch.double).tiny)
-    return math.inf if math.isnan(error) else error
+    if not found.isfinite().all():
+        return 2.0
+    found, expected = found.double(), expected.double()
+    norm = torch.maximum(torch.linalg.vector_norm(found), torch.linalg.vector_norm(expected))
+    return float(torch.linalg.vector_norm(found - expected) / norm)
+
+
+class CoarsestDtype(TorchDispatchMode):
+    """Watches the dtypes of what ops return. `epsilon` is that of the coarsest floating one."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.epsilon = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the op as it is."""
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self.epsilon = max(self.epsilon, torch.finfo(tensor.dtype).eps)
+        return out

@@ -134,16 +134,14 @@ class Workload:
     def forget_plans(self) -> None:
         """Drops regions and compiled code of all plans."""
         compiled = any(application.plan.compile != "off" for application in self._applications.values())
-        for application in self._applications.values():
-            application.close()
         self._applications.clear()
         if compiled:
             torch._dynamo.reset()
 
 
-def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+def _state(model: nn.Module, *, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(recurse=recurse)
+    yield from model.named_buffers(recurse=recurse)
 
 
 def _copy_of_state(model: nn.Module) -> dict[str, Tensor]:
@@ -158,20 +156,28 @@ def _materialize(model: nn.Module, device: torch.device, *, target: str) -> nn.M
     """
     if not any(tensor.is_meta for _, tensor in _state(model)):
         return model.to(device)
-    model.to_empty(device=device)
+    uninitialised = [m for m in model.modules() if any(t.is_meta for _, t in _state(m, recurse=False))]
+    shared: dict[Tensor, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        shared.setdefault(parameter, []).append(name)
+    # As nn.Module.to_empty, which would also forget what is there already, and what is shared.
+    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+    for first, *others in shared.values():
+        for name in others:
+            parent, _, own_name = name.rpartition(".")
+            setattr(model.get_submodule(parent), own_name, model.get_parameter(first))
     for name in ("init_weights", "init_states"):  # transformers and torchtitan; plain torch has reset_parameters
         initialise = getattr(model, name, None)
         if callable(initialise):
             with torch.no_grad():
                 initialise()
             return model
-    own_parameters = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
-    without = [type(m).__name__ for m in own_parameters if not hasattr(m, "reset_parameters")]
+    without = [type(m).__name__ for m in uninitialised if not hasattr(m, "reset_parameters")]
     if without:
         raise TargetError(
             f"target '{target}' builds its model on the meta device, and {without[0]} has no reset_parameters(). Give "
             "the model a method init_weights() that fills all parameters and buffers."
         )
-    for module in own_parameters:
+    for module in uninitialised:
         module.reset_parameters()  # type: ignore[operator]
     return model
