@@ -164,14 +164,6 @@ def is_mutable(op: Op) -> bool:
     return bool(written_arguments(op))
 
 
-@cache
-def is_view(op: Op) -> bool:
-    """Whether the op returns an alias of an argument without reading or writing its data."""
-    return not isinstance(op, HigherOrderOperator) and any(
-        result.alias_info is not None and not result.alias_info.is_write for result in op._schema.returns
-    )
-
-
 def draws_random_numbers(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether this call advances the random number generator.
 

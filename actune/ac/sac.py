@@ -24,7 +24,6 @@ from actune.ac.ops import (
     MATMULS,
     Op,
     draws_random_numbers,
-    is_view,
     op_from_qualified_name,
     op_name,
     written_arguments,
@@ -222,10 +221,14 @@ class _Decisions:
             for tensor in tree_iter(output):
                 if isinstance(tensor, torch.Tensor):
                     self._saved_storages.setdefault(_storage_key(tensor), _SavedStorage(op_name(op)))
-        elif self._saved_storages and not is_view(op):
+        elif self._saved_storages:
+            # What is returned again was not read. Schemas don't tell: `_unsafe_view` of a Linear's output is no view.
+            returned = {_storage_key(tensor) for tensor in tree_iter(output) if isinstance(tensor, torch.Tensor)}
             for tensor in tree_iter((args, kwargs)):
-                if isinstance(tensor, torch.Tensor) and (saved := self._saved_storages.get(_storage_key(tensor))):
-                    saved.read_by = op_name(op)
+                if isinstance(tensor, torch.Tensor) and (key := _storage_key(tensor)) not in returned:
+                    saved = self._saved_storages.get(key)
+                    if saved is not None:
+                        saved.read_by = op_name(op)
 
 
 @dataclass(slots=True)
@@ -266,13 +269,18 @@ class _ForwardContext:
 
     def _accept_tied_writes(self) -> None:
         # PyTorch refuses a cached tensor whose version has moved. These writes are replayed from the cache, never run
-        # again, so the version after them is the right one; a write after the region is still refused.
+        # again, so the version after them is the right one for what is fetched first: what was cached before any write.
+        # A write after the region is still refused there. Each replayed write moves the version of what comes later.
+        entries: defaultdict[int, list[Any]] = defaultdict(list)
         for by_index in self._caching_mode.storage.values():
-            entries = by_index.values() if isinstance(by_index, dict) else by_index
-            for wrapped in tree_iter(list(entries)):
+            for wrapped in tree_iter(list(by_index.values() if isinstance(by_index, dict) else by_index)):
                 tensor = getattr(wrapped, "val", None)
-                if isinstance(tensor, torch.Tensor) and _storage_key(tensor) in self._decisions.tied_storages:
-                    wrapped.version = tensor._version
+                if isinstance(tensor, torch.Tensor):
+                    entries[_storage_key(tensor)].append(wrapped)
+        for key in self._decisions.tied_storages:
+            before_writes = min(wrapped.version for wrapped in entries[key])
+            for wrapped in entries[key]:
+                wrapped.version = wrapped.val._version if wrapped.version == before_writes else None
 
 
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]

@@ -10,7 +10,7 @@ from itertools import groupby
 from actune.errors import PlanError
 
 _RANGE = re.compile(r"(\d{1,6})-(\d{1,6})")
-_COMPONENT = re.compile(r"[A-Za-z0-9_*]+")
+_COMPONENT = re.compile(r"[\w*-]+")  # a ModuleDict's keys may have hyphens
 
 
 @dataclass(frozen=True, slots=True)

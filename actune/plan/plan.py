@@ -75,7 +75,7 @@ class Plan:
         groups: dict[Treatment, list[str]] = {}
         for fqn, treatment in treatments.items():
             if treatment != NO_AC:
-                groups.setdefault(treatment, []).append(fqn)
+                groups.setdefault(treatment.canonical(), []).append(fqn)
         return cls(tuple(Rule(compress_fqns(fqns), treatment) for treatment, fqns in groups.items()), compile)
 
     def resolve(self, layer_fqns: Sequence[str]) -> dict[str, Treatment]:

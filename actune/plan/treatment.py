@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from actune.errors import PlanError
@@ -23,7 +23,7 @@ KNOBS_OF_POLICY: dict[PolicyName, frozenset[str]] = {
     "memory_budget": frozenset({"memory_budget"}),
 }
 
-_FQN = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_FQN = re.compile(r"[\w-]+(\.[\w-]+)*")
 _OP = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
@@ -154,6 +154,18 @@ class Treatment:
             for field in fields(self)
             if field.name != "policy" and getattr(self, field.name) != field.default
         }
+
+    def canonical(self) -> Treatment:
+        """The one form of all treatments that do the same: lists sorted, nothing twice, no filter_by without filters."""
+        return replace(
+            self,
+            wrap=tuple(sorted(self.wrap)),
+            save_ops=tuple(sorted(set(self.save_ops))),
+            save=tuple(sorted({str(SavedOp.parse(entry)) for entry in self.save})),
+            filter_fqns=tuple(sorted(set(self.filter_fqns))),
+            filter_by=self.filter_by if self.filter_fqns else "shape",
+            memory_budget=None if self.memory_budget is None else float(self.memory_budget),
+        )
 
     @property
     def is_checkpointed(self) -> bool:
