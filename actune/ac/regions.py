@@ -25,11 +25,17 @@ class Region(CheckpointWrapper):
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """The wrapped module's own walk, as if it stood here itself."""
-        walk: Iterator[tuple[str, nn.Module]] = self._checkpoint_wrapped_module.named_modules(
-            memo, prefix, remove_duplicate
-        )
-        return walk
+        """The wrapped module's own walk, as if it stood here itself.
+
+        After `fully_shard`, which gives what it shards a class of its own, the region comes first: FSDP2 finds its
+        modules by this walk.
+        """
+        memo = set() if memo is None else memo
+        if type(self) not in (Region, SelectiveRegion) and self not in memo:
+            if remove_duplicate:
+                memo.add(self)
+            yield prefix, self
+        yield from self._checkpoint_wrapped_module.named_modules(memo, prefix, remove_duplicate)
 
 
 class SelectiveRegion(Region):

@@ -1,5 +1,6 @@
 """Small models for the tests of apply, SAC and compile."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -94,5 +95,8 @@ def same(found, expected):
 
 SAVE_MEAN = Treatment("selective", save_every_nth_mm=0, save=("attention_norm::mean",))
 
-IGNORE_TORCHS_OWN = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
-"""What importing inductor of torch 2.13 warns of; a filter for tests that compile."""
+IGNORE_TORCHS_OWN = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+)
+"""What inductor of torch 2.13 warns of on import, and dynamo where a recompilation has an inner tensor as its input."""

@@ -121,7 +121,7 @@ def test_a_copy_follows_its_own_running_modules():
     assert memory.unmatched == set()
 
 
-@pytest.mark.filterwarnings(IGNORE_TORCHS_OWN)
+@IGNORE_TORCHS_OWN
 def test_a_compiled_model_refuses_to_be_copied():
     model = apply_plan(stack(), uniform(Treatment("full"), compile="layer"))
     with pytest.raises(PlanError, match=r'compile: a model under a plan with compile = "layer" can\'t be copied'):
@@ -267,7 +267,7 @@ def test_forward_without_gradients(plan):
     assert same(planned, step(model, x))
 
 
-@pytest.mark.filterwarnings(IGNORE_TORCHS_OWN)
+@IGNORE_TORCHS_OWN
 def test_nothing_process_wide_changes():
     def state():
         return (
