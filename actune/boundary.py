@@ -95,7 +95,9 @@ def shorten(value: Any, limit: int = 80) -> str:
 
 def to_json(value: Any) -> str:
     """One line of JSON for a dataclass of `actune.records`. NaN is an error: no reader has to expect one."""
-    return json.dumps(asdict(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(asdict(value), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    # Half a surrogate pair, which stands for a byte of a file's name that is no UTF-8, can't be read back or stored.
+    return text.encode(errors="replace").decode()
 
 
 def from_json(kind: Any, line: str | bytes) -> Any:

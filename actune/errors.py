@@ -45,3 +45,11 @@ class StorageError(ActuneError):
     """The database can't be opened, read or written."""
 
     exit_code = 5
+
+
+def describe_error(error: BaseException, limit: int = 300) -> str:
+    """Any exception in one line: its type, and its message if there is one."""
+    text = " ".join(str(error).split())
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -1,11 +1,12 @@
 """`python -m actune.worker`: one request per line of JSON on stdin, one reply per line on what was stdout.
 
 The target's own prints go to stderr, which the engine keeps in a log. The process ends when its stdin does, in the
-middle of a step too: a coordinator that was killed leaves no worker behind.
+middle of a step too, and takes what the target started with it: a coordinator that was killed leaves nothing behind.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import queue
 import signal
@@ -15,7 +16,7 @@ import traceback
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from actune.boundary import from_json, shorten, to_json
-from actune.errors import PlanError, TargetError, UsageError
+from actune.errors import PlanError, TargetError, UsageError, describe_error
 from actune.records import (
     CompareGradients,
     Failed,
@@ -51,8 +52,8 @@ class Worker:
             return Failed("usage", str(error))
         except TargetError as error:
             return Failed("target", str(error), traceback.format_exc())
-        except Exception as error:
-            message = f"{type(error).__name__}: {shorten(str(error), 300)}"
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # a target's sys.exit() is for it to explain
+            message = describe_error(error)
             if is_out_of_memory(error):
                 return Failed("oom", message)
             return Failed("target", message, traceback.format_exc())
@@ -89,7 +90,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     def read() -> None:
         for line in requests:
             lines.put(line)
-        os._exit(0)  # the coordinator is gone; a step may be running, and nobody waits for it
+        _end()
 
     threading.Thread(target=read, name="requests", daemon=True).start()
     try:
@@ -100,8 +101,16 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         os._exit(1)
 
 
+def _end() -> NoReturn:
+    """The coordinator is gone: a step may be running, and nobody waits for it or for what the target started."""
+    if os.getsid(0) == os.getpid():  # as the engine starts a worker; a person at a terminal has other things in it
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
 def _answer_all(lines: queue.SimpleQueue[bytes], replies: BinaryIO) -> NoReturn:
     worker = Worker()
+    pid = os.getpid()
     while True:
         line = lines.get()
         try:
@@ -110,6 +119,8 @@ def _answer_all(lines: queue.SimpleQueue[bytes], replies: BinaryIO) -> NoReturn:
             reply: Reply = Failed("internal", f"not a request: {shorten(line)}: {shorten(str(error), 300)}")
         else:
             reply = worker.answer(request)
+            if os.getpid() != pid:
+                os._exit(0)  # a child that the target forked has come out of the target's code; the reply isn't its
         replies.write(to_json(reply).encode() + b"\n")
         replies.flush()
 
@@ -117,8 +128,12 @@ def _answer_all(lines: queue.SimpleQueue[bytes], replies: BinaryIO) -> NoReturn:
 def main() -> None:
     """Keeps the reply pipe for replies alone, and serves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which ends its workers itself
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # how the engine asks a worker that hangs where it does
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # A child that the target forks has nothing to say there, and would keep the pipe open beyond the worker's death.
+    os.register_at_fork(after_in_child=lambda: os.close(replies.fileno()))
     serve(sys.stdin.buffer, replies)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from actune.records import Failed, Reply, Request
 
 LOG_TAIL_BYTES = 4000
 STOP_GRACE_S = 5.0
+POLL_S = 1.0
+STACKS_S = 0.5
 
 
 @dataclass(eq=False)
@@ -53,6 +56,8 @@ class WorkerProcess:
                 stderr=log,
                 start_new_session=True,
             )
+        self._burial = threading.Lock()
+        self._is_buried = False
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="worker-replies", daemon=True)
         self._reader.start()
@@ -64,8 +69,10 @@ class WorkerProcess:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
+        # Closed here and not in `kill`, which would wait for this thread as long as any process keeps the pipe open.
+        with self._process.stdout as replies:
+            for line in replies:
+                self._lines.put(line)
         self._lines.put(None)
 
     def ask(self, request: Request, *, timeout_s: float) -> Reply:
@@ -81,11 +88,15 @@ class WorkerProcess:
         except OSError:
             raise self._bury() from None
         try:
-            line = self._lines.get(timeout=timeout_s)
+            line = self._next_line(timeout_s)
         except queue.Empty:
+            self._print_stacks()
             self.kill()
             raise WorkerDiedError(
-                True, False, f"no reply to '{request.kind}' within {timeout_s:g} s", self._log_tail()
+                True,
+                False,
+                f"no reply to '{request.kind}' within {timeout_s:g} s, the cap that --trial-timeout sets",
+                self._log_tail(),
             ) from None
         if line is None:
             raise self._bury()
@@ -101,11 +112,35 @@ class WorkerProcess:
             raise WorkerDiedError(False, False, reply.message, self._log_tail())
         return reply  # type: ignore[no-any-return]
 
+    def _next_line(self, timeout_s: float) -> bytes | None:
+        """A line from the worker, None if it is dead.
+
+        Raises:
+            queue.Empty: neither came to be in time.
+        """
+        end_s = time.monotonic() + timeout_s
+        while True:
+            left_s = end_s - time.monotonic()
+            try:
+                return self._lines.get(timeout=max(0.0, min(POLL_S, left_s)))
+            except queue.Empty:
+                # The pipe's end is no sure sign of a death: a child of the worker may hold it open.
+                if self._process.poll() is not None:
+                    return None
+                if left_s <= POLL_S:
+                    raise
+
+    def _print_stacks(self) -> None:
+        """Has a worker that hangs print where, for its log."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGUSR1)
+            time.sleep(STACKS_S)
+
     def _bury(self) -> WorkerDiedError:
         self.kill()
         code = self._process.returncode
         if code < 0:
-            name = signal.Signals(-code).name
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             if -code == signal.SIGKILL and _oom_kills() > self._oom_kills:
                 return WorkerDiedError(False, True, "killed by the system, which ran out of memory", self._log_tail())
             return WorkerDiedError(False, False, f"the worker was killed by {name}", self._log_tail())
@@ -119,17 +154,20 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """Ends the process and all its children at once, and waits for it."""
-        # A worker that has ended by itself is given the time to become a zombie with its own exit code.
-        if self._reader_saw_end():
-            with suppress(subprocess.TimeoutExpired):  # it closed its pipe but lives on, and is killed below
-                self._process.wait(timeout=STOP_GRACE_S)
-        with suppress(ProcessLookupError):  # the whole group is gone already
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(OSError):  # what was still buffered for a dead worker is of no use to anyone
-                    pipe.close()
+        with self._burial:
+            if self._is_buried:  # its number may by now be another process group's
+                return
+            self._is_buried = True
+            # A worker that has ended by itself is given the time to become a zombie with its own exit code.
+            if self._reader_saw_end():
+                with suppress(subprocess.TimeoutExpired):  # it closed its pipe but lives on, and is killed below
+                    self._process.wait(timeout=STOP_GRACE_S)
+            with suppress(ProcessLookupError):  # the whole group is gone already
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        if self._process.stdin is not None:
+            with suppress(OSError):  # what was still buffered for a dead worker is of no use to anyone
+                self._process.stdin.close()
 
     def _reader_saw_end(self) -> bool:
         return not self._reader.is_alive()

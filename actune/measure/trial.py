@@ -8,8 +8,7 @@ import traceback
 
 import torch
 
-from actune.boundary import shorten
-from actune.errors import ActuneError, PlanError
+from actune.errors import ActuneError, PlanError, describe_error
 from actune.measure.device import PeakProbe
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
@@ -119,9 +118,7 @@ def _timed_pairs(workload: Workload, plan: Plan, reference: Plan, count: int) ->
 
 def failed_measurement(error: Exception, *, budget_bytes: int | None, workload: Workload) -> Measurement:
     """The outcome of a trial that raised: out of memory (over budget, if that was the cap's doing), or an error."""
-    message = f"{type(error).__name__}: {shorten(str(error), 300)}"
-    if isinstance(error, ActuneError):
-        message = str(error)
+    message = str(error) if isinstance(error, ActuneError) else describe_error(error)
     if not is_out_of_memory(error):
         return Measurement(Outcome.ERROR, message=message, detail=traceback.format_exc())
     total_bytes = workload.device.environment().device_total_bytes
