@@ -1,5 +1,6 @@
 """Engines run requests on workers and turn whatever happens to them into replies and outcomes."""
 
+from actune.engine.engine import Engine, EngineFactory
 from actune.engine.local import LocalEngine, target_error
 
-__all__ = ["LocalEngine", "target_error"]
+__all__ = ["Engine", "EngineFactory", "LocalEngine", "target_error"]

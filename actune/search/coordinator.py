@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 from pathlib import Path
 
 from actune.config import AUTO_SPACE, load_space, parse_space, space_for
-from actune.engine import LocalEngine, target_error
+from actune.engine import Engine, EngineFactory, LocalEngine, target_error
 from actune.errors import PlanError, UsageError
 from actune.plan import Plan, dump_plan, plan_hash
 from actune.records import (
@@ -29,7 +30,7 @@ from actune.records import (
 )
 from actune.search.reporter import Progress, Reporter
 from actune.search.space import ModelSpace
-from actune.search.study import PlanStudy, Proposal
+from actune.search.study import PlanStudy, Proposal, optuna_errors
 from actune.search.verdict import decide, fits
 from actune.statistics import clock_of, relative_step_time
 from actune.store import Store, environment_fingerprint, study_lock
@@ -55,7 +56,15 @@ class _Nothing(Enum):
     LEFT = auto()
 
 
-def run_search(store: Store, name: str, settings: StudySettings, *, log_folder: Path, reporter: Reporter) -> Verdict:
+def run_search(
+    store: Store,
+    name: str,
+    settings: StudySettings,
+    *,
+    log_folder: Path,
+    reporter: Reporter,
+    engine_factory: EngineFactory = LocalEngine,
+) -> Verdict:
     """Runs a study to its end, from wherever it is.
 
     Args:
@@ -64,12 +73,14 @@ def run_search(store: Store, name: str, settings: StudySettings, *, log_folder: 
         settings: what to search for, and how long.
         log_folder: for what workers print, and for tracebacks.
         reporter: hears about every trial.
+        engine_factory: makes what runs the workers.
 
     Returns:
         How the study ended. `best_hash` is None if no plan fits the budget.
 
     Raises:
-        UsageError: the target, device or space does not exist, or is another one than the study's.
+        UsageError: the target, device or space does not exist, or one of them or the budget is another one than the
+            study's.
         TargetError: the target is at fault, whatever the plan.
         StorageError: the database can't be used.
         ActuneError: another process works on the study.
@@ -79,9 +90,12 @@ def run_search(store: Store, name: str, settings: StudySettings, *, log_folder: 
         if finished is not None:
             return finished
         load = LoadTarget(settings.target, settings.device, settings.seed)
-        with LocalEngine(
-            load, workers=settings.workers, timeout_s=settings.trial_timeout_s, log_folder=log_folder
-        ) as engine:
+        with (
+            optuna_errors(store.url),
+            engine_factory(
+                load, workers=settings.workers, timeout_s=settings.trial_timeout_s, log_folder=log_folder
+            ) as engine,
+        ):
             return _Coordinator(store, name, settings, engine, log_folder, reporter).run()
 
 
@@ -100,7 +114,7 @@ class _Coordinator:
         store: Store,
         name: str,
         settings: StudySettings,
-        engine: LocalEngine,
+        engine: Engine,
         log_folder: Path,
         reporter: Reporter,
     ) -> None:
@@ -111,6 +125,10 @@ class _Coordinator:
         self._log_folder = log_folder
         self._reporter = reporter
         self._deadline_s = None if settings.timeout_s is None else time.monotonic() + settings.timeout_s
+        self._trials: list[TrialRecord] = []
+        self._trial_of_plan: dict[str, TrialRecord] = {}
+        self._relative_step_times: dict[int, float] = {}
+        self._duplicates_in_a_row = 0
 
     def run(self) -> Verdict:
         self._reporter.stage(f"loading {self._settings.target} on {self._settings.device}")
@@ -120,15 +138,17 @@ class _Coordinator:
         self._clock = clock_of(self._record.environment)
         self._no_ac_runs, self._budget_bytes = self._measure_without_ac()
         self._record = self._store.study(self._name)
+        for trial in self._store.trials(self._name):
+            self._remember(trial)
         self._study = PlanStudy(
             self._store, self._name, self._space, sampler=self._settings.sampler, seed=self._settings.seed
         )
-        self._trials = self._store.trials(self._name)
-        self._recover()
-        self._run_trials()
+        with closing(self._study):
+            self._recover()
+            self._run_trials()
         self._reporter.stage("comparing the best plans and the presets side by side")
         verdict = decide(
-            self._record, self._trials, self._relative_step_times(), self._engine, no_ac_runs=self._no_ac_runs
+            self._record, self._trials, self._relative_step_times, self._engine, no_ac_runs=self._no_ac_runs
         )
         self._store.save_verdict(self._name, verdict)
         return verdict
@@ -137,12 +157,21 @@ class _Coordinator:
 
     def _open_study(self) -> StudyRecord:
         loaded = self._engine.load()
-        if self._settings.space == AUTO_SPACE:
-            space = load_space(space_for(loaded.target.structure))
-            self._settings = replace(self._settings, space=space.name, space_yaml=space.yaml_text)
+        is_auto = self._settings.space == AUTO_SPACE
         if not self._store.has_study(self._name):
+            if is_auto:
+                space = load_space(space_for(loaded.target.structure))
+                self._settings = replace(self._settings, space=space.name, space_yaml=space.yaml_text)
             return self._store.create_study(self._name, self._settings, loaded.target, loaded.environment)
         record = self._store.study(self._name)
+        if is_auto:
+            self._settings = replace(self._settings, space=record.settings.space, space_yaml=record.settings.space_yaml)
+        if (record.settings.budget, record.settings.space_yaml) != (self._settings.budget, self._settings.space_yaml):
+            raise UsageError(
+                f"study '{self._name}' was started with budget {record.settings.budget} and space "
+                f"'{record.settings.space}' as it was then, not with budget {self._settings.budget} and space "
+                f"'{self._settings.space}' as it is now. Go on with what it has, or start a new study with --study."
+            )
         if record.target.fingerprint != loaded.target.fingerprint:
             raise UsageError(
                 f"study '{self._name}': the target '{record.target.spec}' is not what it was when the study began "
@@ -177,10 +206,10 @@ class _Coordinator:
                 measurement.detail,
                 log_folder=self._log_folder,
             )
-        budget = Budget.parse(self._settings.budget)
-        budget_bytes = self._record.budget_bytes or budget.resolve_bytes(measurement.peak_bytes)
-        self._store.set_budget(self._name, budget_bytes)
         runs = measurement.outcome is Outcome.OK
+        budget = Budget.parse(self._settings.budget)
+        budget_bytes = self._record.budget_bytes or budget.resolve_bytes(measurement.peak_bytes if runs else None)
+        self._store.set_budget(self._name, budget_bytes)
         peak = format_bytes(measurement.peak_bytes) if runs else "more than the device has"
         self._reporter.stage(f"peak without AC: {peak}; budget: {format_bytes(budget_bytes)}")
         return runs, budget_bytes
@@ -189,6 +218,8 @@ class _Coordinator:
 
     def _recover(self) -> None:
         """Trials that say RUNNING are dead: told if their outcome was stored, else queued again."""
+        for trial in self._trials:
+            self._consider_as_reference(trial)
         stored = {trial.number: trial for trial in self._trials}
         for number in self._study.running_numbers():
             if number in stored:
@@ -213,11 +244,12 @@ class _Coordinator:
                 )
                 running[self._engine.submit(request)] = started
                 if self._record.reference_hash is None:
-                    break  # the first trial decides on the reference; the others wait for it
+                    break  # the first trial that fits is the reference, and the others wait for it
             if not running:
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
+            # Those that ended well first: one whose worker could not start ends the search, and they are to be kept.
+            for future in sorted(done, key=lambda f: (f.exception() is not None, running[f].proposal.number)):
                 started = running.pop(future)
                 self._finish(started, _outcome_of(future), reused=False)
 
@@ -230,41 +262,38 @@ class _Coordinator:
         return not hopeless or self._study.has_queued()
 
     def _next(self, running: dict[Future[Measurement], _Running]) -> _Running | _Nothing:
-        """The next plan that has to be run.
+        """The next plan, if it has to be run.
 
         A plan of this study that comes up again is told with its known outcome and is no trial of its own. One that an
         earlier study measured on the same target and environment is a trial that costs nothing.
         """
-        in_flight = {other.plan_hash for other in running.values()}
-        seen = {trial.plan_hash for trial in self._trials} | in_flight
-        duplicates = 0
-        while True:
-            if duplicates >= DUPLICATES_IN_A_ROW:
-                if not self._study.enqueue_unseen(lambda plan: plan_hash(plan) in seen, tries=UNSEEN_TRIES):
-                    return _Nothing.LEFT
-                duplicates = 0
-            proposal = self._study.ask()
-            started = self._started(proposal)
-            same = next((t for t in self._trials if t.plan_hash == started.plan_hash), None)
-            if same is not None:
-                self._tell(same, as_number=proposal.number)
-                duplicates += 1
-                continue
-            if started.plan_hash in in_flight:
+        seen = self._trial_of_plan.keys() | {other.plan_hash for other in running.values()}
+        if self._duplicates_in_a_row >= DUPLICATES_IN_A_ROW:
+            if not self._study.enqueue_unseen(lambda plan: plan_hash(plan) in seen, tries=UNSEEN_TRIES):
+                return _Nothing.LEFT
+            self._duplicates_in_a_row = 0
+        proposal = self._study.ask()
+        started = self._started(proposal)
+        if started.plan_hash in seen:
+            self._duplicates_in_a_row += 1
+            same = self._trial_of_plan.get(started.plan_hash)
+            if same is None:
                 self._study.drop(proposal.number)
-                duplicates += 1
-                continue
-            known = self._store.find_measurement(
-                self._record.target.fingerprint,
-                environment_fingerprint(self._record.environment),
-                started.plan_hash,
-                started.reference_hash,
-                budget_bytes=self._budget_bytes,
-            )
-            if known is None:
-                return started
-            self._finish(started, known, reused=True)
+            else:
+                self._tell(same, as_number=proposal.number)
             return _Nothing.KNOWN
+        self._duplicates_in_a_row = 0
+        known = self._store.find_measurement(
+            self._record.target.fingerprint,
+            environment_fingerprint(self._record.environment),
+            started.plan_hash,
+            started.reference_hash,
+            budget_bytes=self._budget_bytes,
+        )
+        if known is None:
+            return started
+        self._finish(started, known, reused=True)
+        return _Nothing.KNOWN
 
     def _started(self, proposal: Proposal) -> _Running:
         hash_of_plan = plan_hash(proposal.plan)
@@ -296,37 +325,42 @@ class _Coordinator:
         self._store.record_trial(
             self._name, trial, reference_hash=started.reference_hash, budget_bytes=self._budget_bytes
         )
-        if self._record.reference_hash is None and measurement.peak_bytes is not None:
-            self._store.set_reference(self._name, started.plan_hash)
-            self._record = replace(self._record, reference_hash=started.plan_hash)
-        self._trials.append(trial)
+        self._remember(trial)
+        self._consider_as_reference(trial)
         self._tell(trial)
         self._report()
+
+    def _remember(self, trial: TrialRecord) -> None:
+        self._trials.append(trial)
+        self._trial_of_plan[trial.plan_hash] = trial
+        ratio = relative_step_time(trial.measurement, self._clock)
+        if ratio is not None:
+            self._relative_step_times[trial.number] = ratio
+
+    def _consider_as_reference(self, trial: TrialRecord) -> None:
+        """The first trial that fits is what the others are timed against: it is sure to run beside them."""
+        if self._record.reference_hash is None and fits(trial, self._budget_bytes):
+            self._store.set_reference(self._name, trial.plan_hash)
+            self._record = replace(self._record, reference_hash=trial.plan_hash)
 
     def _tell(self, trial: TrialRecord, *, as_number: int | None = None) -> None:
         self._study.tell(
             trial.number if as_number is None else as_number,
             trial.measurement,
             budget_bytes=self._budget_bytes,
-            relative_step_time=relative_step_time(trial.measurement, self._clock),
+            relative_step_time=self._relative_step_times.get(trial.number),
             duplicate_of=None if as_number is None else trial.number,
         )
 
-    # What is known so far
-
-    def _relative_step_times(self) -> dict[int, float]:
-        times = {trial.number: relative_step_time(trial.measurement, self._clock) for trial in self._trials}
-        return {number: ratio for number, ratio in times.items() if ratio is not None}
-
     def _report(self) -> None:
-        relative = self._relative_step_times()
+        relative = self._relative_step_times
         fitting = [t.number for t in self._trials if t.number in relative and fits(t, self._budget_bytes)]
         left_s = None if self._deadline_s is None else max(0.0, self._deadline_s - time.monotonic())
         self._reporter.trial_finished(
             Progress(
                 study=replace(self._record, budget_bytes=self._budget_bytes),
                 trials=tuple(self._trials),
-                relative_step_times=relative,
+                relative_step_times=dict(relative),
                 best=min(fitting, key=relative.__getitem__, default=None),
                 total=self._settings.trials,
                 deadline_s=left_s,

@@ -45,19 +45,8 @@ class LayerGroup:
 
     def menu_under(self, mode: CompileMode) -> dict[str, Treatment]:
         """The treatments that a plan with this `compile` may have."""
-        allowed: dict[str, Treatment] = {}
-        share: float | None = None
-        for label, treatment in self.menu.items():
-            if treatment.policy == "memory_budget":
-                if mode not in ("layer", "model"):
-                    continue
-                if mode == "model" and share not in (None, treatment.memory_budget):
-                    continue  # one compiled graph has one memory budget
-                share = treatment.memory_budget
-            if treatment.policy == "selective" and mode == "inside":
-                continue
-            allowed[label] = treatment
-        return allowed
+        left_out = {"off": ("memory_budget",), "inside": ("memory_budget", "selective")}.get(mode, ())
+        return {label: treatment for label, treatment in self.menu.items() if treatment.policy not in left_out}
 
 
 class ModelSpace:
@@ -67,17 +56,22 @@ class ModelSpace:
         """Expands the menu.
 
         Raises:
-            UsageError: an entry of the menu that is not optional fits no layer.
+            UsageError: an entry of the menu that is not optional fits no layer, or nothing is left for some layers
+                under one of the space's compile modes.
         """
         self._structure = structure
         self.compile_modes = space.compile_modes
         self.segments = space.segments
         self.presets = {name: preset_plan(name, structure) for name in space.presets}
         self.groups = _groups(space, structure)
-        if not any(group.menu_under(mode) for group in self.groups for mode in self.compile_modes):
-            raise UsageError(
-                f"space '{space.name}' leaves no layer a choice. Give its menu an entry without conditions."
-            )
+        for group in self.groups:
+            for mode in self.compile_modes:
+                if not group.menu_under(mode):
+                    raise UsageError(
+                        f"space '{space.name}': the menu has nothing for {compress_fqns_text(group.layer_fqns)} under "
+                        f"compile = {mode}, only {', '.join(group.menu)}. Give it an entry such as `policy: none`, or "
+                        "leave that mode out."
+                    )
 
     def choices(self, values: Mapping[str, Any]) -> list[Choice]:
         """The parameters, given the values chosen so far: the menus depend on `compile`."""
@@ -209,4 +203,4 @@ def _for_layer(entry: MenuEntry, layer_class: LayerClass, fqn: str) -> Treatment
         matching = [below for below in layer_class.module_fqns if part in f"{fqn}.{below}"]
         if not matching or any(below not in layer_class.linear_fqns for below in matching):
             return None
-    return treatment
+    return treatment.canonical()

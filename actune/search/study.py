@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -22,10 +23,14 @@ from actune.plan import Plan
 from actune.records import Measurement, Outcome
 from actune.search.space import ModelSpace
 from actune.store import Store
+from actune.store.failures import storage_errors
+from actune.store.location import parse_location
 from actune.store.lock import setup_lock
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "tpe": lambda seed: TPESampler(seed=seed, constant_liar=True),
+    # group: parameters that not every trial has, as those of a compile mode, are sampled jointly all the same. Without
+    # it one trial without parameters (a preset outside of the space) leaves each parameter to be sampled on its own.
+    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
     "random": lambda seed: RandomSampler(seed=seed),
 }
 PEAK_CONSTRAINT = "peak_over_budget"
@@ -46,6 +51,20 @@ def check_sampler(name: str) -> str:
     return name
 
 
+@contextmanager
+def optuna_errors(store_url: str) -> Iterator[None]:
+    """Within it, errors of the database that Optuna ran into are StorageErrors.
+
+    Raises:
+        StorageError: names the database, says what is wrong with it and what to do.
+    """
+    try:
+        yield
+    except StorageInternalError as error:
+        with storage_errors(parse_location(store_url)):
+            raise error.__cause__ or error from None
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """A plan to measure, as Optuna's trial `number`."""
@@ -60,21 +79,34 @@ class PlanStudy:
     """Optuna's study of a name, which proposes plans and learns their outcomes."""
 
     def __init__(self, store: Store, name: str, space: ModelSpace, *, sampler: str, seed: int) -> None:
-        """Opens the study, or creates it with the space's presets first in its queue."""
+        """Opens the study, or creates it with the space's presets first in its queue.
+
+        Raises:
+            StorageError: the database can't be used.
+        """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
-        with setup_lock(store.url):
-            storage = optuna.storages.RDBStorage(store.url, engine_kwargs=store.optuna_engine_kwargs)
-            is_new = name not in (summary.study_name for summary in optuna.get_all_study_summaries(storage))
+        with setup_lock(store.url), storage_errors(parse_location(store.url)):
+            self._storage = optuna.storages.RDBStorage(store.url, engine_kwargs=store.optuna_engine_kwargs)
             self._study = optuna.create_study(
-                storage=storage, study_name=name, direction="minimize", load_if_exists=True
+                storage=self._storage, study_name=name, direction="minimize", load_if_exists=True
             )
+        trials = self._study.get_trials(deepcopy=False)
         # A sampler that starts anew with the same seed would propose the first trials again.
-        self._study.sampler = SAMPLERS[sampler](seed + len(self._study.get_trials(deepcopy=False)))
-        self._rng = random.Random(seed + len(self._study.get_trials(deepcopy=False)))
-        if is_new:
-            for preset, plan in space.presets.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self._study.sampler = SAMPLERS[sampler](seed + len(trials))
+        self._rng = random.Random(seed + len(trials))
+        # One by one: a coordinator may have died before it had enqueued them all.
+        known = {trial.user_attrs.get(_PRESET) for trial in trials}
+        for preset, plan in space.presets.items():
+            if preset not in known:
                 self._enqueue(space.encode(plan) or {}, {_PRESET: preset})
+
+    def close(self) -> None:
+        """Closes Optuna's connections to the database."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def _enqueue(self, values: dict[str, Any], user_attrs: dict[str, Any]) -> None:
         self._study.enqueue_trial(values, user_attrs=user_attrs)
@@ -93,13 +125,15 @@ class PlanStudy:
     def requeue(self, number: int) -> bool:
         """Closes a dead trial and puts its plan into the queue again, twice at most. Whether it was."""
         trial = self._trial(number)
-        self._study.tell(number, state=TrialState.FAIL)
         attempt = int(trial.user_attrs.get(_ATTEMPT, 1)) + 1
-        if attempt > MAX_ATTEMPTS:
-            return False
-        kept = {_PRESET: trial.user_attrs[_PRESET]} if _PRESET in trial.user_attrs else {}
-        self._enqueue(trial.params, kept | {_ATTEMPT: attempt})
-        return True
+        if attempt <= MAX_ATTEMPTS:
+            # Before the old one is closed: dying in between leaves the plan twice in the study, not lost to it. What
+            # the queue had fixed counts too, since the trial may have died before it was asked for it.
+            fixed = trial.system_attrs.get("fixed_params", {})
+            kept = {_PRESET: trial.user_attrs[_PRESET]} if _PRESET in trial.user_attrs else {}
+            self._enqueue(fixed | trial.params, kept | {_ATTEMPT: attempt})
+        self._study.tell(number, state=TrialState.FAIL)
+        return attempt <= MAX_ATTEMPTS
 
     def drop(self, number: int) -> None:
         """Closes a trial whose plan is being measured under another number."""
@@ -165,9 +199,10 @@ class PlanStudy:
         if excess is None:
             self._study.tell(number, state=TrialState.FAIL)
             return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            trial.set_constraint(PEAK_CONSTRAINT, excess)
+        if PEAK_CONSTRAINT not in frozen.constraints:  # which can be set once only
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                trial.set_constraint(PEAK_CONSTRAINT, excess)
         if excess <= 0 and relative_step_time is not None:
             self._study.tell(number, relative_step_time)
         else:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from actune import __version__
-from actune.engine import LocalEngine
+from actune.engine import Engine
 from actune.errors import TargetError
 from actune.plan import Plan, dump_plan, parse_plan, plan_hash
 from actune.records import (
@@ -21,7 +21,7 @@ from actune.records import (
     Verdict,
     VerdictEntry,
 )
-from actune.statistics import clock_of, relative_with_interval
+from actune.statistics import clock_of, median_step_time_s, relative_with_interval
 
 CANDIDATES = 3
 
@@ -30,7 +30,7 @@ def decide(
     study: StudyRecord,
     trials: list[TrialRecord],
     relative_step_times: Mapping[int, float],
-    engine: LocalEngine,
+    engine: Engine,
     *,
     no_ac_runs: bool,
 ) -> Verdict:
@@ -48,7 +48,7 @@ def decide(
         key=lambda trial: relative_step_times[trial.number],
     )
     entries = _compare(study, trials, fitting, engine)
-    smallest_peak_bytes, smallest_hash = _smallest_peak(trials, engine)
+    smallest_peak_bytes, smallest_hash = _smallest_peak(trials, engine, study.budget_bytes)
     gradients: list[tuple[str, GradientReport]] = []
     best = None
     by_number = {trial.number: trial for trial in trials}
@@ -73,24 +73,29 @@ def decide(
     )
 
 
-def _smallest_peak(trials: list[TrialRecord], engine: LocalEngine) -> tuple[int | None, str | None]:
+def _smallest_peak(trials: list[TrialRecord], engine: Engine, budget_bytes: int) -> tuple[int | None, str | None]:
     """The smallest peak that a plan of the study reaches, and the plan.
 
     A trial over the budget stops after its first step, where the optimizer has no state yet: its peak is a lower bound.
-    Where nothing ran to its end, the most promising plans are run to theirs.
+    Where nothing fits, the most promising plans are run to their end.
     """
-    peaks = {t.plan_hash: t.measurement.peak_bytes for t in trials if t.measurement.outcome is Outcome.OK}
-    if not peaks:
-        promising = sorted(
-            (t for t in trials if t.measurement.peak_bytes is not None), key=lambda t: t.measurement.peak_bytes or 0
-        )
-        for trial in promising[:CANDIDATES]:
+    peaks: dict[str, int] = {}
+    promising: list[tuple[int, TrialRecord]] = []
+    for trial in trials:
+        peak_bytes = trial.measurement.peak_bytes
+        if peak_bytes is not None and trial.measurement.outcome is Outcome.OK:
+            peaks[trial.plan_hash] = peak_bytes
+        elif peak_bytes is not None:
+            promising.append((peak_bytes, trial))
+    if min(peaks.values(), default=budget_bytes + 1) > budget_bytes:
+        for lower_bound_bytes, trial in sorted(promising, key=lambda candidate: candidate[0])[:CANDIDATES]:
+            if lower_bound_bytes >= min(peaks.values(), default=lower_bound_bytes + 1):
+                break
             whole = engine.measure(MeasurePlan(trial.plan_toml, None, None, timed_pairs=0))
-            if whole.outcome is Outcome.OK:
+            if whole.outcome is Outcome.OK and whole.peak_bytes is not None:
                 peaks[trial.plan_hash] = whole.peak_bytes
-    known = {hash_of_plan: peak_bytes for hash_of_plan, peak_bytes in peaks.items() if peak_bytes is not None}
-    smallest = min(known, key=known.__getitem__, default=None)
-    return (None, None) if smallest is None else (known[smallest], smallest)
+    smallest = min(peaks, key=peaks.__getitem__, default=None)
+    return (None, None) if smallest is None else (peaks[smallest], smallest)
 
 
 def fits(trial: TrialRecord, budget_bytes: int) -> bool:
@@ -100,7 +105,7 @@ def fits(trial: TrialRecord, budget_bytes: int) -> bool:
 
 
 def _compare(
-    study: StudyRecord, trials: list[TrialRecord], fitting: list[TrialRecord], engine: LocalEngine
+    study: StudyRecord, trials: list[TrialRecord], fitting: list[TrialRecord], engine: Engine
 ) -> list[VerdictEntry]:
     reference = next((t for t in trials if t.plan_hash == study.reference_hash), None)
     if reference is None or not fitting:
@@ -111,7 +116,7 @@ def _compare(
         samples = _rounds(study, compared, engine)
     except TargetError:
         # A plan over the budget was only run for its first step so far: it may be what died.
-        within = [t for t in compared if t is reference or fits(t, study.budget_bytes or 0)]
+        within = [t for t in compared if fits(t, study.budget_bytes or 0)]
         if len(within) == len(compared):
             raise
         compared = within
@@ -124,7 +129,7 @@ def _compare(
     return entries
 
 
-def _rounds(study: StudyRecord, compared: list[TrialRecord], engine: LocalEngine) -> Any:
+def _rounds(study: StudyRecord, compared: list[TrialRecord], engine: Engine) -> Any:
     request = MeasureRounds(tuple(t.plan_toml for t in compared), study.settings.verdict_rounds)
     return engine.measure_rounds(request).samples
 
@@ -139,7 +144,7 @@ def _can_run(trial: TrialRecord, study: StudyRecord) -> bool:
 
 
 def _check_gradients(
-    study: StudyRecord, trials: list[TrialRecord], trial: TrialRecord, engine: LocalEngine, *, no_ac_runs: bool
+    study: StudyRecord, trials: list[TrialRecord], trial: TrialRecord, engine: Engine, *, no_ac_runs: bool
 ) -> GradientReport:
     if no_ac_runs:
         expected = dump_plan(Plan(), with_provenance=False)
@@ -151,14 +156,13 @@ def _check_gradients(
 def _with_provenance(study: StudyRecord, trial: TrialRecord, entries: list[VerdictEntry]) -> str:
     plan = parse_plan(trial.plan_toml)
     entry = next(e for e in entries if e.plan_hash == trial.plan_hash)
-    step_times_s = sorted(sample.step_time_s for sample in entry.samples)
     provenance: dict[str, Any] = {
         "plan_hash": plan_hash(plan),
         "target": study.target.spec,
         "target_fingerprint": study.target.fingerprint,
         "budget_bytes": study.budget_bytes,
         "peak_bytes": trial.measurement.peak_bytes,
-        "step_time_s": step_times_s[len(step_times_s) // 2],
+        "step_time_s": median_step_time_s(entry.samples),
         "relative_step_time": entry.relative_step_time,
         "reference_plan_hash": study.reference_hash,
         "device": study.environment.device,
