@@ -22,6 +22,14 @@ class Region(CheckpointWrapper):
     show a level `_checkpoint_wrapped_module`. This one hands the walk on to the wrapped module.
     """
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Writes an attribute where reading it finds it: what only the wrapped module has is set there."""
+        wrapped = self.__dict__.get("_modules", {}).get("_checkpoint_wrapped_module")
+        if name in self.__dict__ or hasattr(type(self), name) or not hasattr(wrapped, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(wrapped, name, value)
+
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:

@@ -156,7 +156,7 @@ class Treatment:
         }
 
     def canonical(self) -> Treatment:
-        """The one form of all treatments that do the same: lists sorted, nothing twice, no filter_by without filters."""
+        """The one form of treatments that do the same: lists sorted, nothing twice, no filter_by without filters."""
         return replace(
             self,
             wrap=tuple(sorted(self.wrap)),

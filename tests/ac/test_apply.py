@@ -172,6 +172,19 @@ def test_a_shared_layer_is_wrapped_wherever_it_stands():
     assert model.layers[0] is model.layers[2] is block
 
 
+def test_attributes_are_written_where_they_are_read():
+    model = stack()
+    model.layers[0].number = 1
+    apply_plan(model, uniform(Treatment("selective")))
+    model.layers[0].number = 2
+    model.layers[0].scale = torch.full((), 3.0)
+    model.eval()
+    remove_plan(model)
+    assert model.layers[0].number == 2
+    assert dict(model.named_buffers())["layers.0.scale"] == 3
+    assert not model.layers[0].training
+
+
 def test_dicts_and_several_stacks():
     class Two(nn.Module):
         def __init__(self):
