@@ -18,9 +18,12 @@ from actune.plan.text import treatment_from_knobs
 from actune.records import ModelStructure
 
 MAX_YAML_BYTES = 2**20
+MAX_TREATMENTS = 1000
 AUTO_SPACE = "auto"
 LAYER = "layer"
 PARTS = "parts"
+
+_NO_KNOBS = {"policy", "layers", "optional", "each"}
 
 
 class _MenuTable(OutsideModel):
@@ -138,7 +141,7 @@ def parse_space(text: str, *, name: str) -> Space:
         name=name,
         yaml_text=text,
         description=file.description,
-        compile_modes=_compile_modes(file.compile or ["off"], source),
+        compile_modes=_compile_modes(["off"] if file.compile is None else file.compile, source),
         segments=file.segments,
         presets=presets,
         menu=tuple(dict.fromkeys(menu)),
@@ -147,6 +150,8 @@ def parse_space(text: str, *, name: str) -> Space:
 
 def _compile_modes(values: list[str | bool], source: str) -> tuple[CompileMode, ...]:
     modes: list[CompileMode] = []
+    if not values:
+        raise UsageError(f"{source}: compile: the list is empty. Name some of: {', '.join(COMPILE_MODES)}.")
     for value in values:
         # YAML 1.1 reads a bare `off` as false.
         mode = "off" if value is False else value
@@ -160,15 +165,21 @@ def _compile_modes(values: list[str | bool], source: str) -> tuple[CompileMode, 
 
 def _entries(row: _MenuTable, source: str) -> list[MenuEntry]:
     """The row's treatments: one for every combination of the alternatives under `each`."""
-    fixed = row.model_dump(exclude={"policy", "layers", "optional", "each"}, exclude_none=True)
+    fixed = row.model_dump(exclude=_NO_KNOBS, exclude_none=True)
     combinations = [fixed]
     for knob, values in (row.each or {}).items():
+        if knob in _NO_KNOBS:
+            raise UsageError(f"{source}: each: '{knob}' is no knob. Write an entry of its own for each of its values.")
         if knob in fixed:
             raise UsageError(f"{source}: '{knob}' stands both in the entry and under each. Keep one.")
         if not values:
             raise UsageError(f"{source}: each: '{knob}' has no values. Name at least one.")
+        if len(combinations) * len(values) > MAX_TREATMENTS:
+            raise UsageError(f"{source}: each has more than {MAX_TREATMENTS} combinations. Name fewer values.")
         combinations = [combination | {knob: value} for combination in combinations for value in values]
-    layers = tuple(row.layers or ["*"])
+    layers = ("*",) if row.layers is None else tuple(row.layers)
+    if not layers:
+        raise UsageError(f"{source}: layers: the list is empty. Name at least one pattern, such as layers.0-3.")
     try:
         for pattern in layers:
             LayerPattern(pattern)
@@ -180,25 +191,42 @@ def _entries(row: _MenuTable, source: str) -> list[MenuEntry]:
 def _entry(row: _MenuTable, knobs: dict[str, Any], layers: tuple[str, ...], source: str) -> MenuEntry:
     # Values under `each` have not been checked one by one: an entry with just them is checked as a row of its own.
     checked = validate(_MenuTable, {"policy": row.policy, **knobs}, source=source)
-    knobs = checked.model_dump(exclude={"policy", "layers", "optional", "each"}, exclude_none=True)
-    wrap = knobs.pop("wrap", LAYER)
+    knobs = checked.model_dump(exclude=_NO_KNOBS, exclude_none=True)
+    wrap = knobs.pop("wrap", None)
     if isinstance(wrap, str) and wrap not in (LAYER, PARTS):
         raise UsageError(f"{source}: wrap: '{wrap}' is neither {LAYER} nor {PARTS}; name modules as a list.")
     if isinstance(wrap, list):
         knobs["wrap"] = wrap
     treatment = treatment_from_knobs(row.policy, knobs)
-    if wrap == PARTS and not treatment.is_checkpointed:
-        raise UsageError(f"{source}: wrap: {PARTS} has no effect with policy {row.policy}. Remove it.")
+    if wrap is not None and not treatment.is_checkpointed:
+        raise UsageError(f"{source}: wrap: {wrap} has no effect with policy {row.policy}. Remove it.")
     return MenuEntry(treatment, layers, wraps_parts=wrap == PARTS, optional=row.optional)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain values, and takes no key twice, of which YAML's readers silently keep the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused later, by what reads the keys
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 def _read_yaml(text: str, *, source: str) -> dict[str, Any]:
     try:
-        table = yaml.safe_load(text)
+        table = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise UsageError(f"{source} is not YAML: {getattr(error, 'problem', None) or error}{where}.") from None
+    except (ValueError, RecursionError) as error:  # a date or a number that is none; lists in lists in lists …
+        raise UsageError(f"{source} has a value that can't be read: {error}. Put text in quotes.") from None
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
         raise UsageError(f"{source} is no table of keys. Expected lines such as `key: value`.")
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from actune.errors import UsageError
 
@@ -18,6 +19,7 @@ _BYTES_PER_UNIT = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+MAX_BYTES = 2**63  # what databases take for an integer
 _SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
@@ -28,7 +30,7 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 def _size_bytes(text: str) -> int | None:
     match = _SIZE.fullmatch(text)
     factor = _BYTES_PER_UNIT.get(match[2].upper()) if match else None
-    return None if match is None or factor is None else int(float(match[1]) * factor)
+    return None if match is None or factor is None else int(Decimal(match[1]) * factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,10 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.absolute_bytes is None) == (self.fraction_of_no_ac is None):
             raise UsageError(f"budget '{self.text}' must be either a size or a percentage.")
-        if self.absolute_bytes is not None and self.absolute_bytes <= 0:
-            raise UsageError(f"budget '{self.text}' is {self.absolute_bytes} bytes; it must be more than zero.")
+        if self.absolute_bytes is not None and not 0 < self.absolute_bytes < MAX_BYTES:
+            raise UsageError(
+                f"budget '{self.text}' is {self.absolute_bytes} bytes; it must be more than zero, and less than 2^63."
+            )
         if self.fraction_of_no_ac is not None and not 0 < self.fraction_of_no_ac <= 1:
             raise UsageError(f"budget '{self.text}' must be more than 0% and at most 100% of the peak without AC.")
 
