@@ -96,7 +96,7 @@ def _final_entry(
     document = {
         key: shown[key] for key in plan_entry("", "", outcome=None, peak_bytes=None, step_time_s=None, relative=None)
     }
-    document["plan"] = label
+    document |= {"plan": label, "relative_step_time_low": None, "relative_step_time_high": None}
     if entry is not None:
         document |= {
             "step_time_s": median_step_time_s(entry.samples),

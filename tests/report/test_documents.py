@@ -1,0 +1,207 @@
+"""The documents of the command line: their names are fixed, and what is not known is null."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actune.errors import UsageError
+from actune.records import (
+    GradientReport,
+    Measurement,
+    Outcome,
+    SamplePair,
+    StepSample,
+    TrialRecord,
+    Verdict,
+    VerdictEntry,
+)
+from actune.report import outcome_under, plan_entry, studies_document, study_document
+from actune.store import Store
+from tests.store.examples import ENVIRONMENT, SETTINGS, TARGET
+
+PLAN = {
+    "plan",
+    "plan_hash",
+    "outcome",
+    "peak_bytes",
+    "predicted_peak_bytes",
+    "step_time_s",
+    "predicted_step_time_s",
+    "relative_step_time",
+}
+STUDY = {"study", "target", "device", "budget_bytes", "best", "trials", "presets"}
+FULL, NONE, SAMPLED, BROKEN = (letter * 16 for letter in "abcd")
+
+
+def timed(peak_bytes: int, ratio: float) -> Measurement:
+    pair = SamplePair(StepSample(2.0 * ratio, 9.0), StepSample(2.0, 9.0))
+    return Measurement(Outcome.OK, peak_bytes, pairs=(pair,) * 3)
+
+
+def trial(number: int, plan_hash: str, preset: str | None, measurement: Measurement) -> TrialRecord:
+    now = "2025-01-02T03:04:05.678+00:00"
+    return TrialRecord(number, plan_hash, f"schema = 1 # {plan_hash}\n", preset, 1, False, measurement, now, now)
+
+
+TRIALS = (
+    trial(0, FULL, "full", timed(600, 1.0)),
+    trial(1, NONE, "none", Measurement(Outcome.OVER_BUDGET, 1200, message="over")),
+    trial(4, SAMPLED, None, timed(900, 0.75)),
+    trial(5, BROKEN, None, Measurement(Outcome.CRASHED, message="killed", detail="…")),
+)
+ENTRIES = (
+    VerdictEntry(FULL, 0, "full", (StepSample(4.0, 1.0),) * 3, 1.0, 1.0, 1.0),
+    VerdictEntry(SAMPLED, 4, None, (StepSample(3.2, 1.0),) * 3, 0.8, 0.7, 0.9),
+)
+VERDICT = Verdict(
+    reference_hash=FULL,
+    entries=ENTRIES,
+    best_hash=SAMPLED,
+    best_toml="schema = 1\n[provenance]\n",
+    gradients=((SAMPLED, GradientReport(True, True, 0.0, 0.0, "loss")),),
+    smallest_peak_bytes=600,
+    smallest_peak_hash=FULL,
+    trials=4,
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path}/actune.db", create=True) as store:
+        store.create_study("a", SETTINGS, TARGET, ENVIRONMENT)
+        yield store
+
+
+def fill(store: Store, *, verdict: Verdict | None = VERDICT) -> dict[str, Any]:
+    store.set_budget("a", 1000)
+    store.set_reference("a", FULL)
+    for record in TRIALS:
+        store.record_trial("a", record, reference_hash=FULL, budget_bytes=1000)
+    if verdict is not None:
+        store.save_verdict("a", verdict)
+    return written(study_document(store, "a"))
+
+
+def written(document: dict[str, Any]) -> dict[str, Any]:
+    """As another program reads it."""
+    again: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))
+    return again
+
+
+def test_names_of_a_finished_study(store: Store) -> None:
+    document = fill(store)
+    assert document.keys() >= STUDY
+    assert document["best"].keys() >= PLAN | {"trial", "plan_toml", "gradients_equal"}
+    assert all(entry.keys() >= PLAN | {"number", "state"} for entry in document["trials"])
+    assert all(entry.keys() >= PLAN for entry in document["presets"])
+    assert (document["study"], document["target"], document["device"]) == ("a", "dense-tiny", "cpu")
+    assert document["budget_bytes"] == 1000
+    assert document["reference"] == "full"
+    assert document["finished"] is True
+
+
+def test_trials_as_measured(store: Store) -> None:
+    shown = {entry["number"]: entry for entry in fill(store)["trials"]}
+    assert {number: (e["plan"], e["outcome"], e["state"]) for number, e in shown.items()} == {
+        0: ("full", "ok", "complete"),
+        1: ("none", "over_budget", "pruned"),
+        4: ("trial 4", "ok", "complete"),
+        5: ("trial 5", "crashed", "failed"),
+    }
+    assert (shown[4]["peak_bytes"], shown[4]["step_time_s"], shown[4]["relative_step_time"]) == (900, 1.5, 0.75)
+    for name in ("step_time_s", "relative_step_time", "predicted_peak_bytes", "predicted_step_time_s"):
+        assert shown[1][name] is None
+    assert shown[5]["peak_bytes"] is None
+    assert shown[5]["message"] == "killed"
+
+
+def test_best_and_presets_with_the_numbers_of_the_final_comparison(store: Store) -> None:
+    document = fill(store)
+    best = document["best"]
+    assert (best["plan"], best["trial"], best["plan_hash"], best["outcome"]) == ("trial 4", 4, SAMPLED, "ok")
+    assert (best["peak_bytes"], best["step_time_s"], best["relative_step_time"]) == (900, 3.2, 0.8)
+    assert (best["relative_step_time_low"], best["relative_step_time_high"]) == (0.7, 0.9)
+    assert (best["gradients_equal"], best["plan_toml"]) == (True, VERDICT.best_toml)
+    full, none = document["presets"]
+    assert (full["plan"], full["step_time_s"], full["relative_step_time"]) == ("full", 4.0, 1.0)
+    # Not compared: no interval, and the trial's own numbers, of which there are none.
+    assert (none["plan"], none["outcome"], none["peak_bytes"], none["step_time_s"]) == (
+        "none",
+        "over_budget",
+        1200,
+        None,
+    )
+    assert (none["relative_step_time_low"], none["relative_step_time_high"]) == (None, None)
+    assert full.keys() == none.keys()
+
+
+def test_study_without_a_trial(store: Store) -> None:
+    document = written(study_document(store, "a"))
+    assert document.keys() >= STUDY
+    assert (document["best"], document["trials"], document["presets"]) == (None, [], [])
+    assert (document["budget_bytes"], document["reference"], document["smallest_peak_bytes"]) == (None, None, None)
+    assert document["finished"] is False
+
+
+def test_study_without_a_verdict(store: Store) -> None:
+    document = fill(store, verdict=None)
+    assert (document["best"], document["smallest_peak_bytes"], document["finished"]) == (None, None, False)
+    assert document["presets"][0]["step_time_s"] == 2.0
+
+
+def test_study_without_a_best_plan(store: Store) -> None:
+    document = fill(store, verdict=replace(VERDICT, best_hash=None, best_toml=None, entries=()))
+    assert document["best"] is None
+    assert document["smallest_peak_bytes"] == 600
+    assert document["finished"] is True
+
+
+def test_verdict_of_fewer_trials_is_not_the_end(store: Store) -> None:
+    assert fill(store, verdict=replace(VERDICT, trials=3))["finished"] is False
+
+
+def test_no_study_of_the_name(store: Store) -> None:
+    with pytest.raises(UsageError, match="no study 'b'"):
+        study_document(store, "b")
+
+
+def test_studies(store: Store) -> None:
+    store.create_study("b", SETTINGS, TARGET, ENVIRONMENT)
+    fill(store)
+    first, second = written(studies_document(store.studies()))["studies"]
+    assert (first["study"], first["trials"], first["trials_wanted"], first["finished"]) == ("a", 4, 30, True)
+    assert (first["best_plan_hash"], first["best_relative_step_time"], first["best_peak_bytes"]) == (SAMPLED, 0.8, 900)
+    assert (second["study"], second["trials"], second["finished"]) == ("b", 0, False)
+    assert (second["budget_bytes"], second["best_plan_hash"], second["best_peak_bytes"]) == (None, None, None)
+    assert first.keys() == second.keys()
+    assert studies_document([]) == {"studies": []}
+
+
+def test_plan_entry_has_the_fixed_names_only() -> None:
+    entry = plan_entry("p", FULL, outcome=None, peak_bytes=None, step_time_s=None, relative=None)
+    assert entry.keys() == PLAN
+    assert {name for name, value in entry.items() if value is not None} == {"plan", "plan_hash"}
+
+
+@pytest.mark.parametrize(
+    ("measurement", "budget_bytes", "outcome"),
+    [
+        (Measurement(Outcome.OK, 900), 1000, Outcome.OK),
+        (Measurement(Outcome.OK, 1000), 1000, Outcome.OK),
+        (Measurement(Outcome.OK, 1001), 1000, Outcome.OVER_BUDGET),
+        (Measurement(Outcome.OK, 1001), None, Outcome.OK),
+        (Measurement(Outcome.OK), 1000, Outcome.OK),
+        (Measurement(Outcome.OVER_BUDGET, 1200), 1000, Outcome.OVER_BUDGET),
+        (Measurement(Outcome.OOM, 1200), 1000, Outcome.OOM),
+        (Measurement(Outcome.CRASHED), 1000, Outcome.CRASHED),
+        (Measurement(Outcome.ERROR, 1200), 1000, Outcome.ERROR),
+    ],
+)
+def test_outcome_under_a_budget(measurement: Measurement, budget_bytes: int | None, outcome: Outcome) -> None:
+    assert outcome_under(measurement, budget_bytes) is outcome
