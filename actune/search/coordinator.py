@@ -19,6 +19,7 @@ from actune.engine import Engine, EngineFactory, LocalEngine, target_error
 from actune.errors import PlanError, UsageError
 from actune.plan import Plan, dump_plan, plan_hash
 from actune.records import (
+    Loaded,
     LoadTarget,
     Measurement,
     MeasurePlan,
@@ -132,11 +133,16 @@ class _Coordinator:
 
     def run(self) -> Verdict:
         self._reporter.stage(f"loading {self._settings.target} on {self._settings.device}")
-        self._record = self._open_study()
+        loaded = self._engine.load()
+        record = self._existing_study(loaded)
         space = parse_space(self._settings.space_yaml, name=self._settings.space)
-        self._space = ModelSpace(space, self._record.target.structure)
-        self._clock = clock_of(self._record.environment)
-        self._no_ac_runs, self._budget_bytes = self._measure_without_ac()
+        self._space = ModelSpace(space, loaded.target.structure)
+        self._clock = clock_of(loaded.environment)
+        self._no_ac_runs, self._budget_bytes = self._measure_without_ac(record)
+        if record is None:
+            # Not before: a target or a space at fault is corrected, and the same command run again.
+            self._store.create_study(self._name, self._settings, loaded.target, loaded.environment)
+        self._store.set_budget(self._name, self._budget_bytes)
         self._record = self._store.study(self._name)
         for trial in self._store.trials(self._name):
             self._remember(trial)
@@ -155,14 +161,18 @@ class _Coordinator:
 
     # What the study is about
 
-    def _open_study(self) -> StudyRecord:
-        loaded = self._engine.load()
+    def _existing_study(self, loaded: Loaded) -> StudyRecord | None:
+        """The study if there is one that these settings go on with, and the settings completed.
+
+        Raises:
+            UsageError: there is one, of another target, environment, budget or space.
+        """
         is_auto = self._settings.space == AUTO_SPACE
         if not self._store.has_study(self._name):
             if is_auto:
                 space = load_space(space_for(loaded.target.structure))
                 self._settings = replace(self._settings, space=space.name, space_yaml=space.yaml_text)
-            return self._store.create_study(self._name, self._settings, loaded.target, loaded.environment)
+            return None
         record = self._store.study(self._name)
         if is_auto:
             self._settings = replace(self._settings, space=record.settings.space, space_yaml=record.settings.space_yaml)
@@ -188,7 +198,7 @@ class _Coordinator:
             self._store.update_settings(self._name, self._settings)
         return record
 
-    def _measure_without_ac(self) -> tuple[bool, int]:
+    def _measure_without_ac(self, record: StudyRecord | None) -> tuple[bool, int]:
         """Whether the target runs without AC at all, and the budget in bytes.
 
         One trial-like run before the first trial: it tells a target at fault from a plan at fault.
@@ -208,8 +218,8 @@ class _Coordinator:
             )
         runs = measurement.outcome is Outcome.OK
         budget = Budget.parse(self._settings.budget)
-        budget_bytes = self._record.budget_bytes or budget.resolve_bytes(measurement.peak_bytes if runs else None)
-        self._store.set_budget(self._name, budget_bytes)
+        known_bytes = None if record is None else record.budget_bytes
+        budget_bytes = known_bytes or budget.resolve_bytes(measurement.peak_bytes if runs else None)
         peak = format_bytes(measurement.peak_bytes) if runs else "more than the device has"
         self._reporter.stage(f"peak without AC: {peak}; budget: {format_bytes(budget_bytes)}")
         return runs, budget_bytes

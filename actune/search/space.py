@@ -154,13 +154,11 @@ class ModelSpace:
 
 
 def _with_one_memory_budget(treatments: dict[str, Treatment], mode: CompileMode) -> dict[str, Treatment]:
-    """Under compile = model one memory budget holds for the whole graph: the first one."""
-    shares = [t.memory_budget for t in treatments.values() if t.memory_budget is not None]
-    if mode != "model" or not shares:
+    """Under compile = model a memory budget holds for the whole graph: the first one, for all layers."""
+    with_budget = [t for t in treatments.values() if t.policy == "memory_budget"]
+    if mode != "model" or not with_budget:
         return treatments
-    return {
-        fqn: replace(t, memory_budget=shares[0]) if t.memory_budget is not None else t for fqn, t in treatments.items()
-    }
+    return dict.fromkeys(treatments, with_budget[0])
 
 
 def _groups(space: Space, structure: ModelStructure) -> list[LayerGroup]:
