@@ -7,6 +7,7 @@ mixture's list of experts is not taken for layers, however long it is.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -37,8 +38,10 @@ def like_blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
     A Sequential may hold other things around its blocks (an embedding, a head): the blocks are those of its elements
     whose type occurs again. In a ModuleList or ModuleDict, which is for what is alike, each element that has weights
-    must be a block, and the types must repeat: mixed stacks have a few types for many layers, whereas a layer's
-    [attention, feed-forward], or a model's {embedding, layers, norm}, has a type for each. A list of one is a stack.
+    must be a block, and the kinds must repeat: mixed stacks have a few kinds for many layers, whereas a layer's
+    [attention, feed-forward], or a model's {embedding, layers, norm}, has a kind for each. Types of which most children
+    have the same names are one kind, as a dense layer and a mixture are that differ in their feed-forward alone. A list
+    of one is a stack.
     """
     if not isinstance(module, _CONTAINERS):
         return []
@@ -47,9 +50,21 @@ def like_blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
     counts = Counter(type(child) for _, child in blocks)
     if isinstance(module, nn.Sequential):
         return [(name, child) for name, child in blocks if counts[type(child)] > 1]
-    if len(blocks) < len(children) or (len(blocks) > 1 and len(counts) > len(blocks) / 2):
+    if len(blocks) < len(children) or (
+        len(blocks) > 1 and _count_kinds(block for _, block in blocks) > len(blocks) / 2
+    ):
         return []
     return blocks
+
+
+def _count_kinds(blocks: Iterable[nn.Module]) -> int:
+    """How many kinds of blocks there are: one per type, but types with mostly the same children are one kind."""
+    children_of_kinds: list[set[str]] = []
+    for block in {type(block): block for block in blocks}.values():
+        children = {name for name, _ in block.named_children()}
+        if not any(2 * len(children & other) > len(children | other) for other in children_of_kinds):
+            children_of_kinds.append(children)
+    return len(children_of_kinds)
 
 
 def _layers_below(module: nn.Module, fqn: str) -> list[tuple[str, nn.Module]]:

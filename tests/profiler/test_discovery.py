@@ -272,3 +272,9 @@ def test_structure_fingerprint() -> None:
     ]
     assert same[0] == same[1]
     assert len({same[0], *others}) == 6
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_short_mixture_whose_first_layer_is_dense(layers: int) -> None:
+    model = load_target(f"moe-tiny?layers={layers}").model()
+    assert discover(model).layer_fqns == tuple(f"layers.{number}" for number in range(layers))
