@@ -78,7 +78,7 @@ def trial_line(progress: SearchProgress) -> str:
     parts.append(f"peak {format_bytes(trial.measurement.peak_bytes)}")
     ratio = progress.relative_step_times.get(trial.number)
     if outcome is Outcome.OK and ratio is not None:
-        parts.append(f"step time × {ratio:.3f}")
+        parts.append(f"step time {ratio:.3f} × reference")
     else:
         parts.append(outcome.replace("_", " "))
         if outcome not in (Outcome.OK, Outcome.OVER_BUDGET) and trial.measurement.message:
@@ -92,7 +92,7 @@ def best_line(progress: SearchProgress) -> str:
     """The best so far, how many were pruned, and the time left."""
     outcomes = Counter(outcome_under(t.measurement, progress.study.budget_bytes) for t in progress.trials)
     pruned = outcomes[Outcome.OVER_BUDGET] + outcomes[Outcome.OOM]
-    best = "no plan fits yet" if progress.best is None else f"best × {progress.relative_step_times[progress.best]:.3f}"
+    best = "no plan fits yet" if progress.best is None else f"best {progress.relative_step_times[progress.best]:.3f}"
     return f"{best}, {pruned} pruned, {_time_left(progress)} left"
 
 

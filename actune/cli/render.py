@@ -118,8 +118,9 @@ def _beaten(best: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str]
 
 
 def _describe(plan_toml: str) -> str:
+    """Layers and what they get; a layer that no rule names is left alone."""
     plan = parse_plan(plan_toml)
-    return "\n".join(f"  {part}" for part in plan.describe().split("; "))
+    return "\n".join(f"  {part}" for part in [*plan.describe().split("; "), "any layer not named here: no AC"])
 
 
 def render_studies(document: dict[str, Any]) -> None:
