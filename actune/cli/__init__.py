@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import tempfile
@@ -56,19 +57,29 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("actune: interrupted. What was measured is stored; `actune resume NAME` goes on.", err=True)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone, as in `actune show … | head`. Keep the interpreter from complaining too.
+    except (BrokenPipeError, SystemExit):
+        # The reader of our output has gone, as in `actune show … | head`, which click and rich make a SystemExit of.
+        # Keep the interpreter from complaining too.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
-        path = _keep_traceback()
-        click.echo(
-            f"actune: internal error: {type(error).__name__}: {error}. This is a bug in actune; please report it with "
-            f"{path}.",
-            err=True,
-        )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _internal_error(error)
+        click.echo("actune: can't write: the disk or your quota is full. Free some space and run it again.", err=True)
         return 1
+    except Exception as error:
+        return _internal_error(error)
+
+
+def _internal_error(error: Exception) -> int:
+    path = _keep_traceback()
+    click.echo(
+        f"actune: internal error: {type(error).__name__}: {error}. This is a bug in actune; please report it with "
+        f"{path}.",
+        err=True,
+    )
+    return 1
 
 
 def _keep_traceback() -> Path:

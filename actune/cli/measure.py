@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from actune.cli.options import DEFAULT_TRIAL_TIMEOUT, DurationType, device_help, echo_json, json_option, target_help
-from actune.errors import UsageError
+from actune.errors import PlanError, UsageError
 
 if TYPE_CHECKING:
     from actune.engine import LocalEngine
@@ -81,7 +82,9 @@ def _check_named(name: str) -> None:
     if is_preset(name):
         return
     if not Path(name).exists():
-        raise UsageError(f"plan '{name}' is neither a file nor a preset. Presets: {', '.join(PRESETS)}.")
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise UsageError(f"plan '{name}' is neither a file nor a preset.{hint} Presets: {', '.join(PRESETS)}.")
     load_plan(name)
 
 
@@ -91,7 +94,10 @@ def _plan_of(name: str, structure: ModelStructure) -> Plan:
 
     if is_preset(name):
         return preset_plan(name, structure)
-    return load_plan(name).canonical_for(structure.layer_fqns)
+    try:
+        return load_plan(name).canonical_for(structure.layer_fqns)
+    except PlanError as error:
+        raise PlanError(f"{name}: {error}") from None
 
 
 def _measure_all(
@@ -107,7 +113,10 @@ def _measure_all(
     measurements = []
     for (name, _), toml in zip(plans, tomls, strict=True):
         click.echo(f"measuring the peak of {name}", err=True)
-        measurements.append(engine.measure(MeasurePlan(toml, None, None, timed_pairs=0)))
+        try:
+            measurements.append(engine.measure(MeasurePlan(toml, None, None, timed_pairs=0)))
+        except PlanError as error:
+            raise PlanError(f"{name}: {error}") from None
     ran = [index for index, measurement in enumerate(measurements) if measurement.outcome is Outcome.OK]
     samples = {}
     if ran:

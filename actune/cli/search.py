@@ -116,6 +116,8 @@ def _run(name: str, asked: dict[str, Any] | None, *, storage: str, as_json: bool
     from actune.store import Store, validate_study_name
 
     validate_study_name(name)
+    if asked is not None:
+        _check_named(asked)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end: as by Ctrl-C, with everything stored
     with Store.open(storage, create=asked is not None) as store:
         settings = _settings(store, name, asked)
@@ -129,16 +131,32 @@ def _run(name: str, asked: dict[str, Any] | None, *, storage: str, as_json: bool
     _check_found(document, verdict)
 
 
+def _check_named(asked: dict[str, Any]) -> None:
+    """Checks what is named before a database is opened, which would be left behind by a mistyped name.
+
+    Raises:
+        UsageError: the target, space or sampler does not exist.
+    """
+    from actune.config import AUTO_SPACE, load_space
+    from actune.search import check_sampler
+    from actune.target_spec import parse_target_spec
+
+    if "target" in asked:
+        parse_target_spec(asked["target"])
+    if asked.get("space", AUTO_SPACE) != AUTO_SPACE:
+        load_space(asked["space"])
+    if "sampler" in asked:
+        check_sampler(asked["sampler"])
+
+
 def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySettings:
     """The settings of a new study, or of an existing one with what may change.
 
     Raises:
-        UsageError: something asked for does not parse, or contradicts the existing study.
+        UsageError: something asked for contradicts the existing study, or is missing for a new one.
     """
     from actune.config import AUTO_SPACE, load_space
     from actune.records import StudySettings
-    from actune.search import check_sampler
-    from actune.target_spec import parse_target_spec
 
     if asked is None:
         return store.study(name).settings
@@ -148,7 +166,6 @@ def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySet
         if required not in asked:
             raise click.UsageError(f"Missing option '--{required}': there is no study '{name}' yet to take it from.")
     values = _DEFAULTS | asked
-    parse_target_spec(values["target"])
     space_yaml = "" if values["space"] == AUTO_SPACE else load_space(values["space"]).yaml_text
     return StudySettings(
         target=values["target"],
@@ -157,7 +174,7 @@ def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySet
         space=values["space"],
         space_yaml=space_yaml,
         trials=values["trials"],
-        sampler=check_sampler(values["sampler"]),
+        sampler=values["sampler"],
         seed=values["seed"],
         workers=values["workers"],
         timeout_s=values["timeout"],
@@ -168,6 +185,9 @@ def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySet
 
 
 def _continued(before: StudySettings, name: str, asked: dict[str, Any]) -> StudySettings:
+    from actune.config import AUTO_SPACE
+
+    asked = {key: value for key, value in asked.items() if (key, value) != ("space", AUTO_SPACE)}
     for key in _FIXED:
         if key in asked and asked[key] != getattr(before, key):
             raise UsageError(

@@ -72,6 +72,7 @@ def show(name: str, storage: str, as_json: bool) -> None:
 )
 @click.option("--approximate", is_flag=True, help="Write the nearest that the format can say, and report what is lost.")
 @storage_option
+@json_option
 def export(
     name: str,
     format_: str,
@@ -82,6 +83,7 @@ def export(
     output: Path | None,
     approximate: bool,
     storage: str,
+    as_json: bool,
 ) -> None:
     """Export a study's best plan, as actune's TOML or into a training config."""
     from actune.config import read_text
@@ -106,17 +108,27 @@ def export(
     for line in exported.lost:
         click.echo(f"lost: {line}", err=True)
     path = output or into
-    if path is None:
-        if len(exported.files) > 1:
-            names = ", ".join(file_name for file_name, _ in exported.files)
-            raise UsageError(
-                f"--format {format_} makes {len(exported.files)} files here ({names}). Name a place by -o."
-            )
+    if path is None and len(exported.files) > 1 and not as_json:
+        names = ", ".join(file_name for file_name, _ in exported.files)
+        raise UsageError(f"--format {format_} makes {len(exported.files)} files here ({names}). Name a place by -o.")
+    written = [] if path is None else write_export(exported, path)
+    for file_path in written:
+        click.echo(f"wrote {file_path}", err=True)
+    if as_json:
+        echo_json(
+            {
+                "study": name,
+                "format": format_,
+                "files": [{"name": file_name, "text": text} for file_name, text in exported.files],
+                "written": [str(file_path) for file_path in written],
+                "lost": list(exported.lost),
+                "next_steps": exported.next_steps,
+            }
+        )
+    elif path is None:
         click.echo(exported.files[0][1], nl=False)
-        return
-    for written in write_export(exported, path):
-        click.echo(f"wrote {written}", err=True)
-    click.echo(exported.next_steps, err=True)
+    else:
+        click.echo(exported.next_steps, err=True)
 
 
 def _plan_toml(store: Store, name: str, number: int | None) -> str:

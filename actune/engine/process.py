@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from actune.boundary import from_json, shorten, to_json
+from actune.errors import StorageError
 from actune.records import Failed, Reply, Request
 
 LOG_TAIL_BYTES = 4000
@@ -44,11 +45,26 @@ class WorkerProcess:
     """A child in a session of its own, so that Ctrl-C reaches only the coordinator, and its children die with it."""
 
     def __init__(self, log_path: Path) -> None:
-        log_path.parent.mkdir(parents=True, exist_ok=True)
+        """Starts the process.
+
+        Args:
+            log_path: what it prints is appended there.
+
+        Raises:
+            StorageError: the log can't be written.
+        """
         self._log_path = log_path
-        self._log_start = log_path.stat().st_size if log_path.exists() else 0
         self._oom_kills = _oom_kills()
-        with log_path.open("ab") as log:
+        try:
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+            self._log_start = log_path.stat().st_size if log_path.exists() else 0
+            log = log_path.open("ab")
+        except OSError as error:
+            raise StorageError(
+                f"the workers' log {log_path} can't be written: {error.strerror}. It lies in a folder beside the "
+                "database: give yourself the right to write there, or name a database elsewhere with --storage."
+            ) from None
+        with log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "actune.worker"],
                 stdin=subprocess.PIPE,
