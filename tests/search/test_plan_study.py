@@ -132,6 +132,19 @@ def test_dead_trial_is_queued_again_with_its_plan_twice_at_most(store: Store) ->
         assert study.running_numbers() == []
 
 
+def test_queued_plan_that_was_taken_but_not_yet_asked_for_comes_back_as_it_was(store: Store) -> None:
+    with opened(store) as study:
+        for _ in range(3):
+            told(study, OK)
+        proposal = study.ask()
+        study.requeue(proposal.number)
+        taken = study._study.ask()  # where `PlanStudy.ask` dies before its next line
+        assert taken.params == {}
+        study.requeue(taken.number)
+        again = study.ask()
+    assert (again.plan, again.attempt) == (proposal.plan, 3)
+
+
 def test_dead_preset_outside_of_the_space_comes_back(store: Store) -> None:
     yaml = "schema: 1\npresets: [full-every-2]\nmenu:\n  - policy: none\n"
     space = ModelSpace(parse_space(yaml, name="test"), dense(4))
@@ -173,7 +186,7 @@ def test_same_seed_proposes_the_same_plans(store: Store, sampler: str) -> None:
     def proposals(name: str, seed: int) -> list[Plan]:
         plans = []
         with closing(PlanStudy(store, name, space, sampler=sampler, seed=seed)) as study:
-            for _ in range(12):
+            for _ in range(12 if sampler == "tpe" else 4):  # past what TPE draws at random
                 proposal = study.ask()
                 plans.append(proposal.plan)
                 ratio = len(proposal.plan.describe()) / 100
@@ -192,7 +205,7 @@ def test_parameters_hold_through_every_mode_and_outcome(store: Store, sampler: s
     outcomes = [OK, Measurement(Outcome.OVER_BUDGET, 1100), Measurement(Outcome.CRASHED)]
     draw = random.Random(0)
     with opened(store, space, sampler=sampler) as study:
-        for _ in range(30):
+        for _ in range(24 if sampler == "tpe" else 12):
             told(study, draw.choice(outcomes), draw.random())
 
 
@@ -265,7 +278,7 @@ def test_asking_and_telling_read_the_database_no_more_often_as_trials_grow(
     monkeypatch.setattr(backend, "_get_trials", counted)
     per_trial = []
     with opened(store, sampler="random") as study:
-        for _ in range(40):
+        for _ in range(25):
             before = len(read), sum(read)
             told(study, OK)
             per_trial.append((len(read) - before[0], sum(read) - before[1]))
