@@ -55,7 +55,7 @@ VERDICT_ROUNDS = 9
 @click.option("--study", metavar="NAME", help="The study's name; one that exists goes on from where it is.")
 @storage_option
 @click.option("--trials", type=click.IntRange(1, 100_000), help="How many plans are measured in all. Default: 30.")
-@click.option("--timeout", type=DurationType(), help="Cap on the whole search, such as 2h. Default: none.")
+@click.option("--timeout", type=DurationType(), help="No trial starts after this long, such as 2h. Default: none.")
 @click.option(
     "--trial-timeout", type=DurationType(), help=f"Cap on loading and on each trial. Default: {DEFAULT_TRIAL_TIMEOUT}."
 )

@@ -68,7 +68,10 @@ def show(name: str, storage: str, as_json: bool) -> None:
     help="torchtitan-toml: an existing config, whose other keys and comments are kept.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Where to write. Default: into --into, else to stdout."
+    "-o",
+    "--output",
+    type=click.Path(),
+    help="Where to write: a file, or a folder by a slash at its end. Default: into --into, else to stdout.",
 )
 @click.option("--approximate", is_flag=True, help="Write the nearest that the format can say, and report what is lost.")
 @storage_option
@@ -80,7 +83,7 @@ def export(
     version: str | None,
     base: str | None,
     into: Path | None,
-    output: Path | None,
+    output: str | None,
     approximate: bool,
     storage: str,
     as_json: bool,
@@ -107,7 +110,7 @@ def export(
     )
     for line in exported.lost:
         click.echo(f"lost: {line}", err=True)
-    path = output or into
+    path = into if output is None else _output_path(output)
     if path is None and len(exported.files) > 1 and not as_json:
         names = ", ".join(file_name for file_name, _ in exported.files)
         raise UsageError(f"--format {format_} makes {len(exported.files)} files here ({names}). Name a place by -o.")
@@ -129,6 +132,17 @@ def export(
         click.echo(exported.files[0][1], nl=False)
     else:
         click.echo(exported.next_steps, err=True)
+
+
+def _output_path(output: str) -> Path:
+    """Where to write. A slash at the end says that it is a folder, which is made if it is not there."""
+    path = Path(output)
+    if output.endswith("/"):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"-o {output}: the folder can't be made: {error.strerror}.") from None
+    return path
 
 
 def _plan_toml(store: Store, name: str, number: int | None) -> str:
