@@ -97,15 +97,6 @@ def test_budget_that_no_plan_fits(actune, tmp_path):
     assert is_whole(tmp_path / "studies" / "actune.db")
 
 
-def test_timeout_ends_with_a_verdict_over_what_there_is(actune):
-    result = actune(
-        "search", "--target", SOUND, "--budget", "90%", "--trials", 5000, "--timeout", "10s", "--study", "s", "--json"
-    )
-    assert result.code == 0, result.err
-    assert 0 < len(result.document["trials"]) < 5000
-    assert result.document["best"] is not None
-
-
 def test_layers_without_parts_need_no_space_of_their_own(actune):
     target = f"{FAULTY}:OnePartLayers"
     result = actune("search", "--target", target, "--budget", "100%", "--trials", 2, "--study", "s", "--json")
