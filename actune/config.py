@@ -50,7 +50,9 @@ class _SpaceFile(OutsideModel):
     menu: list[_MenuTable]
 
 
-class _StudyFile(OutsideModel):
+class StudyFile(OutsideModel):
+    """A ready run: what a study YAML sets. What it leaves out is None."""
+
     target: str | None = None
     budget: str | None = None
     space: str | None = None
@@ -273,23 +275,6 @@ def load_space(name_or_path: str) -> Space:
     return parse_space(read_text(path, what="space"), name=name_or_path)
 
 
-@dataclass(frozen=True, slots=True)
-class StudyFile:
-    """A ready run: what a study YAML sets. What it leaves out is None."""
-
-    target: str | None = None
-    budget: str | None = None
-    space: str | None = None
-    study: str | None = None
-    device: str | None = None
-    trials: int | None = None
-    timeout: str | None = None
-    trial_timeout: str | None = None
-    workers: int | None = None
-    sampler: str | None = None
-    seed: int | None = None
-
-
 def space_for(structure: ModelStructure) -> str:
     """The shipped space for a model: `moe` if a layer has experts or a router, else `dense`."""
     modules = (fqn for layer_class in structure.classes for fqn in layer_class.module_fqns)
@@ -305,4 +290,4 @@ def load_study_file(path: Path) -> StudyFile:
     source = f"study file {path}"
     table = _read_yaml(read_text(path, what="study file"), source=source)
     take_schema(table, source=source)
-    return StudyFile(**validate(_StudyFile, table, source=source).model_dump())
+    return validate(StudyFile, table, source=source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +73,7 @@ def search(study_file: Path | None, storage: str, as_json: bool, **options: Any)
 
     asked = {name: value for name, value in options.items() if value is not None}
     if study_file is not None:
-        file = load_study_file(study_file)
-        from_file = {f.name: v for f in fields(file) if (v := getattr(file, f.name)) is not None}
+        from_file = load_study_file(study_file).model_dump(exclude_none=True)
         asked = _parsed(from_file, source=str(study_file)) | asked
     for name in ("target", "budget"):
         if name not in asked and not (study_file is None and "study" in asked):
