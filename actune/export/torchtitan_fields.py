@@ -18,12 +18,12 @@ class Fields:
     Attributes:
         values: keys of `[activation_checkpoint]`.
         lost: how that differs from the plan, one line each; empty if it says the same.
-        every_nth: the layers are counted: layers n, 2n, … are checkpointed.
+        notes: what the same words mean in this version, where that may matter.
     """
 
     values: Mapping[str, Any]
     lost: tuple[str, ...]
-    every_nth: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def nearest_fields(treatments: Mapping[str, Treatment], version: TorchtitanVersion) -> Fields:
@@ -46,7 +46,7 @@ def nearest_fields(treatments: Mapping[str, Treatment], version: TorchtitanVersi
             f"layers: {compress_fqns_text(others)} get what the other layers get ({treatment.label()}), because the "
             "fields of torchtitan treat all layers alike.",
         )
-    return Fields(values, tuple(lost))
+    return Fields(values, tuple(lost), _notes(treatment, version))
 
 
 def _every_nth(treatments: Mapping[str, Treatment], treatment: Treatment, version: TorchtitanVersion) -> Fields:
@@ -65,7 +65,26 @@ def _every_nth(treatments: Mapping[str, Treatment], treatment: Treatment, versio
             f"{compress_fqns_text(fqns[position - 1] for position in planned)}, because the fields of torchtitan "
             "know every n-th layer only.",
         )
-    return Fields({"mode": "selective", "selective_ac_option": str(n), **shared}, tuple(lost), every_nth=True)
+    counted = "torchtitan counts the layers of a process, so a pipeline stage checkpoints others than planned."
+    values = {"mode": "selective", "selective_ac_option": str(n), **shared}
+    return Fields(values, tuple(lost), (counted, *_notes(treatment, version)))
+
+
+def _notes(treatment: Treatment, version: TorchtitanVersion) -> tuple[str, ...]:
+    notes = []
+    if treatment.policy == "selective" and treatment.save_ops == ("default",):
+        own = ", ".join(sorted(version.saved_ops))
+        notes.append(
+            f'save_ops = "default" is torchtitan {version.name}\'s own list here ({own}). '
+            "actune measured with that of 0.3.0: outputs of addmm, bmm, topk, the convolutions and others are "
+            "recomputed, where the layer has them."
+        )
+    if treatment.is_checkpointed and treatment.preserve_rng_state and not version.takes_preserve_rng_state:
+        notes.append(
+            f"preserve_rng_state is false in torchtitan {version.name}, which can't be set: a layer that draws random "
+            "numbers (dropout) would get wrong gradients. Its own models draw none."
+        )
+    return tuple(notes)
 
 
 def _uniform(treatment: Treatment, version: TorchtitanVersion) -> tuple[dict[str, Any], list[str]]:
@@ -98,11 +117,6 @@ def _checkpoint_keys(treatment: Treatment, version: TorchtitanVersion) -> tuple[
         lost.append(f"early_stop: true instead of false; torchtitan {version.name} has no such key.")
     if version.takes_preserve_rng_state:
         values["preserve_rng_state"] = treatment.preserve_rng_state
-    elif treatment.preserve_rng_state:
-        lost.append(
-            f"preserve_rng_state: false instead of true, fixed in torchtitan {version.name}; a layer that draws random "
-            "numbers (dropout) gets wrong gradients."
-        )
     return values, lost
 
 
@@ -128,12 +142,10 @@ def _lost_of_selective(treatment: Treatment, version: TorchtitanVersion) -> list
 
 def _lost_of_save_list(treatment: Treatment, version: TorchtitanVersion) -> list[str]:
     asked = {name.removeprefix("aten.").removesuffix(".default") for name in treatment.save_ops}
-    if version.saved_ops <= asked <= version.saved_ops | version.saved_ops_of_some:
+    is_own = version.saved_ops <= asked <= version.saved_ops | version.saved_ops_of_some
+    if is_own or treatment.save_ops == ("default",):
         return []
-    own = f"torchtitan {version.name} has a list of its own ({', '.join(sorted(version.saved_ops))})"
-    if treatment.save_ops == ("default",):
-        return [
-            f"save_ops: {own}, shorter than actune's default, which is that of 0.3.0: outputs of addmm, bmm, topk, the "
-            "convolutions and others are recomputed, where the layer has them."
-        ]
-    return [f"save_ops: {own} instead of {', '.join(treatment.save_ops)}."]
+    own = ", ".join(sorted(version.saved_ops))
+    return [
+        f"save_ops: torchtitan {version.name} has a list of its own ({own}) instead of {', '.join(treatment.save_ops)}."
+    ]

@@ -47,9 +47,7 @@ def export_toml(
         if _custom_import(existing) == module_name:
             # Left by an earlier export of the same name, it would go on to apply that plan.
             sections["experimental"] = {"custom_import": ""}
-        hint = "Use it with --job.config_file."
-        if fields.every_nth:
-            hint += " torchtitan counts the layers of a process, so a pipeline stage checkpoints others than planned."
+        hint = "\n".join(("Use it with --job.config_file.", *(f"note: {note}" for note in fields.notes)))
         return Export(
             ((f"{identifier(name)}.toml", _merge(into, sections, into_name)),), fields.lost + compile_lost, hint
         )
