@@ -113,8 +113,16 @@ def _beaten(best: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str]
         gain = 1 - best["relative_step_time"] / other["relative_step_time"]
         how = "faster" if gain >= 0 else "slower"
         fits = "" if other["outcome"] == "ok" else ", which is over the budget"
-        lines.append(f"{abs(gain):.1%} {how} than {other['plan']}{fits}")
+        noise = " (the intervals overlap)" if _overlap(best, other) else ""
+        lines.append(f"{abs(gain):.1%} {how} than {other['plan']}{fits}{noise}")
     return lines
+
+
+def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    if other["relative_step_time_low"] is None:
+        return False
+    low = max(one["relative_step_time_low"], other["relative_step_time_low"])
+    return bool(low <= min(one["relative_step_time_high"], other["relative_step_time_high"]))
 
 
 def _describe(plan_toml: str) -> str:

@@ -81,6 +81,7 @@ def _trial_entry(trial: TrialRecord, study: StudyRecord, clock: Clock) -> dict[s
     ) | {
         "number": trial.number,
         "state": _STATES.get(outcome, "failed"),
+        "compile_s": trial.measurement.compile_s,
         "attempt": trial.attempt,
         "reused": trial.reused,
         "message": trial.measurement.message,
