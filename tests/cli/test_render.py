@@ -10,7 +10,7 @@ def entry(plan, relative, low, high, outcome="ok"):
         "plan_hash": plan,
         "outcome": outcome,
         "peak_bytes": 2**20,
-        "step_time_s": 0.1 * relative,
+        "step_time_s": None if relative is None else 0.1 * relative,
         "relative_step_time": relative,
         "relative_step_time_low": low,
         "relative_step_time_high": high,
