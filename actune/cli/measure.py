@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from actune.cli.options import DEFAULT_TRIAL_TIMEOUT, DurationType, device_help, echo_json, json_option, target_help
+from actune.cli.options import (
+    DEFAULT_TRIAL_TIMEOUT,
+    DurationType,
+    device_help,
+    echo_json,
+    json_option,
+    scratch_log_folder,
+    target_help,
+)
 from actune.errors import PlanError, UsageError
 
 if TYPE_CHECKING:
@@ -52,9 +59,11 @@ def measure(
     parse_target_spec(target)
     for name in plans:
         _check_named(name)
-    log_folder = Path(tempfile.mkdtemp(prefix="actune-measure-"))
     load = LoadTarget(target, device, seed)
-    with LocalEngine(load, workers=1, timeout_s=trial_timeout, log_folder=log_folder) as engine:
+    with (
+        scratch_log_folder("measure") as log_folder,
+        LocalEngine(load, workers=1, timeout_s=trial_timeout, log_folder=log_folder) as engine,
+    ):
         click.echo(f"loading {target} on {device}", err=True)
         loaded = engine.load()
         entries = _measure_all(engine, loaded, plans, rounds)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +66,14 @@ target_help = (
 def echo_json(document: dict[str, Any]) -> None:
     """One document on stdout. NaN is an error: no reader has to expect one."""
     click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+@contextmanager
+def scratch_log_folder(command: str) -> Iterator[Path]:
+    """A folder for what workers print. It stays only if the block raises, since messages then name files in it."""
+    folder = Path(tempfile.mkdtemp(prefix=f"actune-{command}-"))
+    yield folder
+    shutil.rmtree(folder)
 
 
 def log_folder_of(storage: str, study: str) -> Path:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import click
 
-from actune.cli.options import device_help, echo_json, json_option, storage_option
+from actune.cli.options import device_help, echo_json, json_option, scratch_log_folder, storage_option
 from actune.errors import ActuneError
 
 _PACKAGES = ("torch", "optuna", "sqlalchemy", "alembic", "pydantic", "click")
@@ -103,13 +101,15 @@ def _check_device(device: str) -> dict[str, Any]:
     from actune.units import format_bytes
 
     load = LoadTarget("dense-tiny?layers=1&batch=1&seq=32", device, seed=0)
-    folder = Path(tempfile.mkdtemp(prefix="actune-doctor-"))
-    with LocalEngine(load, workers=1, timeout_s=300, log_folder=folder) as engine:
-        try:
+    try:
+        with (
+            scratch_log_folder("doctor") as folder,
+            LocalEngine(load, workers=1, timeout_s=300, log_folder=folder) as engine,
+        ):
             environment = engine.load().environment
             measurement = engine.measure(MeasurePlan(dump_plan(Plan()), None, None, timed_pairs=0))
-        except ActuneError as error:
-            return _check("device", False, str(error))
+    except ActuneError as error:
+        return _check("device", False, str(error))
     name = f"{device}: {environment.device_name}"
     if measurement.peak_bytes is None:
         return _check("device", False, f"{name}: a tiny model ends with '{measurement.outcome}': {measurement.message}")
