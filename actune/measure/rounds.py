@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from actune.measure.workload import Workload
 from actune.plan import parse_plan
 from actune.records import MeasureRounds, RoundsMeasured, StepSample
@@ -31,7 +33,7 @@ def measure_rounds(workload: Workload, request: MeasureRounds) -> RoundsMeasured
             for offset in range(len(plans)):
                 index = (number + offset) % len(plans)
                 with workload.under(plans[index]):
-                    samples[index].append(workload.device.timed(lambda step=step: workload.train_step(step)))  # type: ignore[misc]
+                    samples[index].append(workload.device.timed(partial(workload.train_step, step)))
     finally:
         workload.forget_plans()
         workload.restart()

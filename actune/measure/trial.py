@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import traceback
+from functools import partial
 
 import torch
 
@@ -111,7 +112,7 @@ def _timed_pairs(workload: Workload, plan: Plan, reference: Plan, count: int) ->
         samples = {}
         for which in ((plan, reference), (reference, plan))[number % 2]:
             with workload.under(which):
-                samples[id(which)] = workload.device.timed(lambda step=step: workload.train_step(step))  # type: ignore[misc]
+                samples[id(which)] = workload.device.timed(partial(workload.train_step, step))
         pairs.append(SamplePair(samples[id(plan)], samples[id(reference)]))
     return tuple(pairs)
 

@@ -149,7 +149,7 @@ def studies_document(summaries: Sequence[StudySummary]) -> dict[str, Any]:
                 "budget_bytes": summary.study.budget_bytes,
                 "trials": summary.finished_trials,
                 "trials_wanted": summary.study.settings.trials,
-                "finished": summary.decided_at is not None,
+                "finished": summary.judged_trials == summary.finished_trials,
                 "best_plan_hash": summary.best_hash,
                 "best_relative_step_time": summary.best_relative_step_time,
                 "best_peak_bytes": summary.best_peak_bytes,

@@ -18,6 +18,7 @@ class StudySummary:
     Attributes:
         study: its record.
         finished_trials: how many trials it has, whatever their outcome.
+        judged_trials: how many of them its verdict was taken over; None without a verdict.
         decided_at: when its verdict was taken, ISO 8601, UTC; None if it has none.
         best_hash: the verdict's best plan; None without a verdict, or if no plan was good enough.
         best_relative_step_time: of that plan against the reference, from the final comparison.
@@ -26,6 +27,7 @@ class StudySummary:
 
     study: StudyRecord
     finished_trials: int
+    judged_trials: int | None
     decided_at: str | None
     best_hash: str | None
     best_relative_step_time: float | None
@@ -42,6 +44,7 @@ def read_summaries(connection: sa.Connection) -> list[StudySummary]:
             sa.func.coalesce(counts.c.finished, 0).label("finished"),
             verdicts.c.best_hash,
             verdicts.c.comparison,
+            verdicts.c.trials.label("judged"),
             verdicts.c.decided_at,
         )
         .select_from(studies)
@@ -58,6 +61,7 @@ def read_summaries(connection: sa.Connection) -> list[StudySummary]:
             StudySummary(
                 study=study_from_row(row),
                 finished_trials=row.finished,
+                judged_trials=row.judged,
                 decided_at=row.decided_at,
                 best_hash=row.best_hash,
                 best_relative_step_time=None if best is None else best.relative_step_time,

@@ -180,6 +180,9 @@ def test_studies(store: Store) -> None:
     assert (second["study"], second["trials"], second["finished"]) == ("b", 0, False)
     assert (second["budget_bytes"], second["best_plan_hash"], second["best_peak_bytes"]) == (None, None, None)
     assert first.keys() == second.keys()
+    (summary,) = [s for s in store.studies() if s.study.name == "a"]
+    more = replace(summary, finished_trials=summary.finished_trials + 1)  # went on after its verdict
+    assert studies_document([more])["studies"][0]["finished"] is False
     assert studies_document([]) == {"studies": []}
 
 

@@ -258,7 +258,9 @@ class StoreTestCase:
         assert (decided.finished_trials, decided.best_hash) == (5, VERDICT.best_hash)
         assert (decided.best_relative_step_time, decided.best_peak_bytes) == (1.1 * 1.1, 1003)
         assert decided.decided_at is not None
+        assert decided.judged_trials == VERDICT.trials
         assert (running.study.name, running.finished_trials) == ("running", 1)
+        assert running.judged_trials is None
         assert (running.decided_at, running.best_hash, running.best_peak_bytes) == (None, None, None)
         assert (infeasible.finished_trials, infeasible.best_hash) == (0, None)
         assert infeasible.decided_at is not None
