@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from actune.step_profile import PlanProfiled, ProfilePlan
+
 
 class Outcome(StrEnum):
     """How a trial ended. An outcome is data, not an exception."""
@@ -180,7 +182,7 @@ class CompareGradients:
     kind: Literal["gradients"] = "gradients"
 
 
-Request = LoadTarget | MeasurePlan | MeasureRounds | CompareGradients
+Request = LoadTarget | MeasurePlan | MeasureRounds | CompareGradients | ProfilePlan
 
 
 # Replies
@@ -250,7 +252,7 @@ class Failed:
     kind: Literal["failed"] = "failed"
 
 
-Reply = Loaded | Measured | RoundsMeasured | GradientReport | Failed
+Reply = Loaded | Measured | RoundsMeasured | GradientReport | PlanProfiled | Failed
 
 
 # What a study remembers

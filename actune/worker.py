@@ -28,6 +28,7 @@ from actune.records import (
     Request,
     TargetInfo,
 )
+from actune.step_profile import ProfilePlan
 
 if TYPE_CHECKING:
     from actune.measure import Workload
@@ -59,7 +60,14 @@ class Worker:
             return Failed("target", message, traceback.format_exc())
 
     def _carry_out(self, request: Request) -> Reply:
-        from actune.measure import Workload, compare_gradients, measure_plan, measure_rounds, open_device
+        from actune.measure import (
+            Workload,
+            compare_gradients,
+            measure_plan,
+            measure_rounds,
+            open_device,
+            profile_plan,
+        )
 
         if isinstance(request, LoadTarget):
             device = open_device(request.device)
@@ -81,6 +89,8 @@ class Worker:
                 return measure_rounds(self._workload, request)
             case CompareGradients():
                 return compare_gradients(self._workload, request)
+            case ProfilePlan():
+                return profile_plan(self._workload, request)
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:

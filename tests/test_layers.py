@@ -10,14 +10,26 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "actune"
 
 # Each room may import itself and what its line names. `values` are the plain modules at the top.
-VALUES = {"errors", "units", "boundary", "tomldoc", "records", "plan", "config", "statistics", "target_spec"}
+VALUES = {
+    "errors",
+    "units",
+    "boundary",
+    "tomldoc",
+    "records",
+    "plan",
+    "config",
+    "statistics",
+    "target_spec",
+    "step_profile",
+}
 MAY_IMPORT = {
     "store": VALUES,
     "engine": VALUES,
-    "search": VALUES | {"store", "engine"},
+    "cost": VALUES,
+    "search": VALUES | {"store", "engine", "cost"},
     "report": VALUES | {"store"},
     "export": VALUES,
-    "cli": VALUES | {"store", "engine", "search", "report", "export"},
+    "cli": VALUES | {"store", "engine", "cost", "search", "report", "export"},
     "__main__": {"cli"},
     # The worker's side
     "profiler": VALUES,
@@ -30,6 +42,8 @@ WORKER_SIDE = {"profiler", "ac", "targets", "measure", "worker"}
 HOMES = {
     "torch": WORKER_SIDE,
     "transformers": {"targets"},
+    "numpy": WORKER_SIDE | {"cost"},
+    "scipy": {"cost"},
     "optuna": {"search"},
     "sqlalchemy": {"store"},
     "alembic": {"store"},

@@ -2,6 +2,7 @@
 
 from actune.measure.device import Device, open_device
 from actune.measure.gradients import compare_gradients
+from actune.measure.profiling import profile_plan
 from actune.measure.rounds import measure_rounds
 from actune.measure.trial import is_out_of_memory, measure_plan
 from actune.measure.workload import Workload
@@ -14,4 +15,5 @@ __all__ = [
     "measure_plan",
     "measure_rounds",
     "open_device",
+    "profile_plan",
 ]

@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from actune.measure.recording import Stretch, stretch_of
+
+_MARK = "actune::mark"
 
 
 class AllocationTrace:
-    """Records the allocations and frees of a `with` block.
+    """Records the allocations and frees of a `with` block, between marks; a MemoryRecorder.
 
     Frees of what was allocated before the block are not reported by PyTorch: free gradients before entering.
     """
@@ -29,25 +33,38 @@ class AllocationTrace:
     def __exit__(self, *exc: Any) -> None:
         self._profile.__exit__(*exc)
 
-    def deltas_bytes(self) -> list[int]:
-        """Bytes of each allocation (positive) and free (negative), in the order of time."""
-        results: Any = self._profile.profiler.kineto_results  # type: ignore[union-attr]
-        events = [
-            (event.start_time_ns, event.extra_fields.alloc_size)
-            for root in results.experimental_event_tree()
-            for event in _walk(root)
-            if event.tag == _EventType.Allocation and event.extra_fields.device.type == "cpu"
-        ]
-        events.sort(key=lambda event: event[0])
-        return [size_bytes for _, size_bytes in events]
+    def mark(self) -> None:
+        """Puts a mark into the profiler's own stream, whose clock is another one than Python's."""
+        with record_function(_MARK):
+            pass
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        """The allocations and frees between marks."""
+        return [stretch_of(deltas_bytes) for deltas_bytes in self._deltas_between_marks_bytes()]
 
     def highest_running_sum_bytes(self) -> int:
         """The most that was held at once, over what was held at the start."""
-        running_bytes = highest_bytes = 0
-        for delta_bytes in self.deltas_bytes():
-            running_bytes += delta_bytes
-            highest_bytes = max(highest_bytes, running_bytes)
-        return highest_bytes
+        return stretch_of([delta for deltas in self._deltas_between_marks_bytes() for delta in deltas]).peak_bytes
+
+    def _deltas_between_marks_bytes(self) -> list[list[int]]:
+        """Bytes of each allocation (positive) and free (negative), in the order of time, cut at the marks."""
+        results: Any = self._profile.profiler.kineto_results  # type: ignore[union-attr]
+        events = []
+        for root in results.experimental_event_tree():
+            for event in _walk(root):
+                if event.tag == _EventType.Allocation and event.extra_fields.device.type == "cpu":
+                    events.append((event.start_time_ns, event.extra_fields.alloc_size))
+                elif event.name == _MARK:
+                    events.append((event.start_time_ns, None))
+        events.sort(key=lambda event: event[0])
+        between: list[list[int]] = [[]]
+        for _, delta in events:
+            if delta is None:
+                between.append([])
+            else:
+                between[-1].append(delta)
+        return between
 
 
 def _walk(root: Any) -> Iterator[Any]:

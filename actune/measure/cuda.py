@@ -12,11 +12,14 @@ from torch import Tensor
 
 from actune.errors import UsageError
 from actune.measure.device import PeakProbe
+from actune.measure.recording import MemoryRecorder, StepTimer, Stretch
 from actune.records import Environment, StepSample
 
 
 class CudaDevice:
     """One card. What other processes hold on it counts as lying outside the allocator, so use a card of your own."""
+
+    warms_up = True
 
     def __init__(self, text: str) -> None:
         if not torch.cuda.is_available():
@@ -58,6 +61,14 @@ class CudaDevice:
     def peak_probe(self, ignore: Iterable[Tensor] = ()) -> PeakProbe:
         """The allocator's peaks of one step."""
         return CudaPeakProbe(self)
+
+    def memory_recorder(self) -> MemoryRecorder:
+        """The allocator's statistics at each mark."""
+        return CudaMemoryRecorder(self.torch_device)
+
+    def step_timer(self) -> StepTimer:
+        """Events at each mark."""
+        return CudaStepTimer(self.torch_device)
 
     def timed(self, step: Callable[[], None]) -> StepSample:
         """Time between two events around everything that the step enqueued."""
@@ -103,3 +114,61 @@ class CudaPeakProbe:
         self.allocated_bytes = torch.cuda.max_memory_allocated(self._device.torch_device)
         self.reserved_bytes = torch.cuda.max_memory_reserved(self._device.torch_device)
         self.peak_bytes = self.reserved_bytes + self._device.outside_bytes()
+
+
+class CudaMemoryRecorder:
+    """Allocated bytes between marks; the allocator counts as the host enqueues, so marks need not wait for the card."""
+
+    def __init__(self, torch_device: torch.device) -> None:
+        self._torch_device = torch_device
+        self._start_bytes = 0
+        self.stretches: list[Stretch] = []
+
+    def __enter__(self) -> Self:
+        torch.cuda.synchronize(self._torch_device)
+        self._begin()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.mark()
+
+    def mark(self) -> None:
+        """Notes the stretch that ends, and resets the allocator's peak for the next one."""
+        now_bytes = torch.cuda.memory_allocated(self._torch_device)
+        peak_bytes = torch.cuda.max_memory_allocated(self._torch_device)
+        self.stretches.append(Stretch(now_bytes - self._start_bytes, peak_bytes - self._start_bytes))
+        self._begin()
+
+    def _begin(self) -> None:
+        self._start_bytes = torch.cuda.memory_allocated(self._torch_device)
+        torch.cuda.reset_peak_memory_stats(self._torch_device)
+
+
+class CudaStepTimer:
+    """Times by events that the card passes between the marks' kernels."""
+
+    def __init__(self, torch_device: torch.device) -> None:
+        self._torch_device = torch_device
+        self._events: list[torch.cuda.Event] = []
+
+    def __enter__(self) -> Self:
+        torch.cuda.synchronize(self._torch_device)
+        self._events = []
+        self.mark()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.mark()
+        torch.cuda.synchronize(self._torch_device)
+
+    def mark(self) -> None:
+        """Enqueues an event."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._events.append(event)
+
+    @property
+    def stretches_s(self) -> list[float]:
+        """Seconds between events."""
+        pairs = zip(self._events, self._events[1:], strict=False)
+        return [start.elapsed_time(end) / 1e3 for start, end in pairs]

@@ -17,6 +17,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 from actune.errors import UsageError
 from actune.measure.allocations import AllocationTrace
+from actune.measure.recording import ClockTimer, MemoryRecorder, StepTimer
 from actune.records import Environment, StepSample
 
 
@@ -44,9 +45,15 @@ class PeakProbe(Protocol):
 
 
 class Device(Protocol):
-    """What measuring needs of a device."""
+    """What measuring needs of a device.
+
+    Attributes:
+        torch_device: where tensors of the target are.
+        warms_up: whether the first eager step does what later ones don't, such as choosing kernels.
+    """
 
     torch_device: torch.device
+    warms_up: bool
 
     def environment(self) -> Environment:
         """What must match before two measurements are compared."""
@@ -58,6 +65,14 @@ class Device(Protocol):
 
     def peak_probe(self, ignore: Iterable[Tensor] = ()) -> PeakProbe:
         """A probe for one step. Gradients of earlier steps must be freed before it is entered."""
+        ...
+
+    def memory_recorder(self) -> MemoryRecorder:
+        """Records what a step holds between marks."""
+        ...
+
+    def step_timer(self) -> StepTimer:
+        """Times a step between marks."""
         ...
 
     def timed(self, step: Callable[[], None]) -> StepSample:
@@ -90,6 +105,8 @@ def open_device(text: str) -> Device:
 
 class CpuDevice:
     """The processor. Peaks come from the allocator's own events; time is the wall's and the process's own."""
+
+    warms_up = False
 
     def __init__(self) -> None:
         self.torch_device = torch.device("cpu")
@@ -130,6 +147,14 @@ class CpuDevice:
     def peak_probe(self, ignore: Iterable[Tensor] = ()) -> PeakProbe:
         """Live bytes at the start plus the highest running sum of the allocator's events."""
         return CpuPeakProbe(self.live_bytes(ignore))
+
+    def memory_recorder(self) -> MemoryRecorder:
+        """The allocator's events between marks in the profiler's stream."""
+        return AllocationTrace()
+
+    def step_timer(self) -> StepTimer:
+        """The process's own time, which other programs don't slow down, where one thread computes."""
+        return ClockTimer(time.process_time if self._threads == 1 else time.perf_counter)
 
     def timed(self, step: Callable[[], None]) -> StepSample:
         """Wall time and the process's CPU time."""

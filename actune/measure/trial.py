@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 import traceback
 from functools import partial
 
@@ -49,7 +48,7 @@ def measure_plan(workload: Workload, request: MeasurePlan) -> Measured:
 
 
 def _run(workload: Workload, plan: Plan, reference: Plan | None, request: MeasurePlan) -> Measurement:
-    first_call_s = _warm_up(workload, plan)
+    first_call_s = workload.warm_up(plan)
     probe = None
     workload.start_optimizer()
     for step in range(PEAK_STEPS):
@@ -74,21 +73,6 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
     return Measurement(
         Outcome.OK, probe.peak_bytes, probe.allocated_bytes, probe.reserved_bytes, pairs, compile_s=compile_s
     )
-
-
-def _warm_up(workload: Workload, plan: Plan) -> float | None:
-    """Compiles, and warms autotuners up, before a peak is taken: seconds of the first call, None on an eager CPU.
-
-    On an eager CPU nothing is warmed up by a step, so that a plan over the budget is known after its first.
-    """
-    if plan.compile == "off" and workload.device.torch_device.type == "cpu":
-        return None
-    start_s = time.perf_counter()
-    with workload.under(plan):
-        workload.forward_backward(0)
-    first_call_s = time.perf_counter() - start_s
-    workload.clear_gradients()
-    return None if plan.compile == "off" else first_call_s
 
 
 def _probe_step(workload: Workload, plan: Plan, step: int) -> PeakProbe:

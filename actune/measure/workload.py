@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -108,8 +109,26 @@ class Workload:
         """Zero gradients, forward, loss, backward, optimizer."""
         self.clear_gradients()
         self.forward_backward(step)
+        self.optimizer_step()
+
+    def optimizer_step(self) -> None:
+        """What a step ends with."""
         assert self._optimizer is not None, "start_optimizer comes first"
         self._optimizer.step()
+
+    def warm_up(self, plan: Plan) -> float | None:
+        """Compiles, and warms autotuners up, before a peak is taken: seconds of the first call, None on an eager CPU.
+
+        On an eager CPU nothing is warmed up by a step, so that a plan over the budget is known after its first.
+        """
+        if plan.compile == "off" and not self.device.warms_up:
+            return None
+        start_s = time.perf_counter()
+        with self.under(plan):
+            self.forward_backward(0)
+        first_call_s = time.perf_counter() - start_s
+        self.clear_gradients()
+        return None if plan.compile == "off" else first_call_s
 
     @contextmanager
     def under(self, plan: Plan) -> Iterator[None]:

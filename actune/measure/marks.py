@@ -1,0 +1,111 @@
+"""Marks at the boundaries of a model's layers, forward and backward, without a change to the model.
+
+A layer's forward is the call of what stands in its place under a plan: the layer itself, its region, or what is
+compiled of them. Its backward begins when the gradient of its output is complete, and ends where that of the layer
+before begins, or when the gradient of its input is complete.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
+
+from actune.step_profile import SlotKind
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What begins at a mark: see `actune.step_profile.Slot`."""
+
+    kind: SlotKind
+    layer_fqn: str = ""
+    call: int = -1
+
+
+OUTER = Mark("outer")
+OPTIMIZER = Mark("optimizer")
+
+
+class LayerMarks:
+    """The marks of one step.
+
+    Attributes:
+        marks: what has begun so far, in order; the first stretch, before any mark, is outer.
+    """
+
+    def __init__(self, on_mark: Callable[[], None]) -> None:
+        """Args: on_mark: called at each mark, right as the stretch ends."""
+        self.marks: list[Mark] = [OUTER]
+        self._on_mark = on_mark
+        self._calls = 0
+        self._outputs: dict[int, weakref.ref[Tensor]] = {}
+
+    def begin(self, mark: Mark) -> None:
+        """Ends a stretch and begins the next one."""
+        self._on_mark()
+        self.marks.append(mark)
+
+    @contextmanager
+    def at_layers(self, model: nn.Module, layer_fqns: Sequence[str]) -> Iterator[None]:
+        """Marks calls of the layers, as the plan that is attached has them, within the block."""
+        # Regions don't show in `named_modules`: by its FQN from the root, a layer is what is called in its place.
+        places = {fqn: _module_in_place(model, fqn) for fqn in layer_fqns}
+        before = {fqn: module._compiled_call_impl for fqn, module in places.items()}
+        for fqn, module in places.items():
+            call = before[fqn] or module._call_impl
+            module._compiled_call_impl = partial(self._call, fqn, call)
+        try:
+            yield
+        finally:
+            for fqn, module in places.items():
+                module._compiled_call_impl = before[fqn]
+
+    def _call(self, fqn: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        number = self._calls
+        self._calls += 1
+        self._hook_input(args, kwargs)
+        self.begin(Mark("forward", fqn, number))
+        output = call(*args, **kwargs)
+        self.begin(OUTER)
+        tensor = next(_differentiable(output), None)
+        if tensor is not None:
+            self._outputs[id(tensor)] = weakref.ref(tensor)
+            tensor.register_hook(self._on_gradient(Mark("backward", fqn, number)))
+        return output
+
+    def _hook_input(self, args: Any, kwargs: Any) -> None:
+        """What comes from the layer before has its mark already: there, that one's backward begins."""
+        inputs = list(_differentiable((args, kwargs)))
+        if inputs and not any(self._is_output(tensor) for tensor in inputs):
+            inputs[0].register_hook(self._on_gradient(OUTER))
+
+    def _is_output(self, tensor: Tensor) -> bool:
+        known = self._outputs.get(id(tensor))
+        return known is not None and known() is tensor
+
+    def _on_gradient(self, mark: Mark) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            self.begin(mark)
+
+        return hook
+
+
+def _module_in_place(model: nn.Module, fqn: str) -> nn.Module:
+    parent, _, name = fqn.rpartition(".")
+    module = model.get_submodule(parent)._modules[name]
+    assert module is not None
+    return module
+
+
+def _differentiable(values: Any) -> Iterator[Tensor]:
+    for value in tree_iter(values):
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_floating_point(value):
+            yield value

@@ -1,0 +1,81 @@
+"""Profiling a plan: a few steps with marks at the layers, bytes and time of each stretch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from actune.measure.marks import OPTIMIZER, LayerMarks, Mark
+from actune.measure.recording import MemoryRecorder, StepTimer
+from actune.measure.workload import Workload
+from actune.plan import Plan, parse_plan
+from actune.step_profile import PlanProfiled, ProfilePlan, Slot, StepProfile
+
+
+def profile_plan(workload: Workload, request: ProfilePlan) -> PlanProfiled:
+    """Runs steps under a plan and says what each slot of them holds and takes.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        torch.OutOfMemoryError: the plan needs more than the device has.
+    """
+    plan = parse_plan(request.plan_toml)
+    workload.restart()
+    try:
+        workload.warm_up(plan)
+        first = None
+        workload.start_optimizer()
+        if request.with_optimizer:
+            first = _recorded_step(workload, plan, 0, with_optimizer=True)
+        steady = _recorded_step(workload, plan, int(request.with_optimizer), with_optimizer=request.with_optimizer)
+        steady = _timed(workload, plan, steady, request)
+    finally:
+        workload.forget_plans()
+        workload.restart()
+    return PlanProfiled(first, steady)
+
+
+def _recorded_step(workload: Workload, plan: Plan, step: int, *, with_optimizer: bool) -> StepProfile:
+    workload.clear_gradients()
+    workload.fetch_batch(step)
+    with workload.under(plan):
+        live_bytes = workload.device.live_bytes(workload.bookkeeping)
+        recorder = workload.device.memory_recorder()
+        marks = _run_marked(workload, recorder, step, with_optimizer=with_optimizer)
+    slots = [
+        Slot(mark.kind, mark.layer_fqn, mark.call, stretch.delta_bytes, stretch.peak_bytes, 0.0)
+        for mark, stretch in zip(marks, recorder.stretches, strict=True)
+    ]
+    return StepProfile(live_bytes, tuple(slots))
+
+
+def _run_marked(
+    workload: Workload, recorder: MemoryRecorder | StepTimer, step: int, *, with_optimizer: bool
+) -> list[Mark]:
+    marks = LayerMarks(recorder.mark)
+    with marks.at_layers(workload.model, workload.structure.layer_fqns), recorder:
+        workload.forward_backward(step)
+        if with_optimizer:
+            marks.begin(OPTIMIZER)
+            workload.optimizer_step()
+    return marks.marks
+
+
+def _timed(workload: Workload, plan: Plan, profile: StepProfile, request: ProfilePlan) -> StepProfile:
+    """The profile with the median time of each slot over the timed steps."""
+    runs: list[Sequence[float]] = []
+    for number in range(request.timed_steps):
+        step = 1 + int(request.with_optimizer) + number
+        workload.clear_gradients()
+        workload.fetch_batch(step)
+        timer = workload.device.step_timer()
+        with workload.under(plan):
+            _run_marked(workload, timer, step, with_optimizer=request.with_optimizer)
+        runs.append(timer.stretches_s)
+    if not runs:
+        return profile
+    slots = [
+        Slot(slot.kind, slot.layer_fqn, slot.call, slot.delta_bytes, slot.peak_bytes, statistics.median(times_s))
+        for slot, *times_s in zip(profile.slots, *runs, strict=True)
+    ]
+    return StepProfile(profile.live_bytes, tuple(slots))

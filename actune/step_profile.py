@@ -1,0 +1,105 @@
+"""What an instrumented step taught: the stretches between the marks at a model's layers, and what each one holds.
+
+A step is cut into slots: each layer's forward, each layer's backward, the optimizer, and what lies around them
+(embedding, head, loss). The slots' bytes add up, so the step of another plan is composed of slots of several steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+SlotKind = Literal["outer", "forward", "backward", "optimizer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One stretch of a training step, from one mark to the next.
+
+    Attributes:
+        kind: forward or backward of a layer, optimizer, or outer for all that lies around them.
+        layer_fqn: the layer of a forward or backward; empty for the others.
+        call: the number of the layer's call in the forward, from 0 over all layers; -1 for the others.
+        delta_bytes: what is held at the end, over the start.
+        peak_bytes: the most that is held in between, over the start; not below 0 and not below `delta_bytes`.
+        step_time_s: of the stretch; 0.0 where time was not taken.
+    """
+
+    kind: SlotKind
+    layer_fqn: str
+    call: int
+    delta_bytes: int
+    peak_bytes: int
+    step_time_s: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(SlotKind):
+            raise ValueError(f"kind: '{self.kind}' is none of {', '.join(get_args(SlotKind))}")
+        if self.peak_bytes < max(0, self.delta_bytes):
+            raise ValueError(f"peak_bytes: {self.peak_bytes} is below delta_bytes, {self.delta_bytes}, or below 0")
+
+
+@dataclass(frozen=True, slots=True)
+class StepProfile:
+    """One step under one plan.
+
+    Attributes:
+        live_bytes: held before the step, gradients cleared: parameters, buffers, the batch, the optimizer's state.
+        slots: in the order of time.
+    """
+
+    live_bytes: int
+    slots: tuple[Slot, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is held in the step."""
+        return highest_bytes(self.live_bytes, self.slots)
+
+    @property
+    def step_time_s(self) -> float:
+        """Of the whole step."""
+        return sum(slot.step_time_s for slot in self.slots)
+
+
+def highest_bytes(live_bytes: int, slots: tuple[Slot, ...]) -> int:
+    """The highest point of a running sum that starts at `live_bytes`."""
+    highest = running = live_bytes
+    for slot in slots:
+        highest = max(highest, running + slot.peak_bytes)
+        running += slot.delta_bytes
+    return highest
+
+
+# The request and its reply; `actune.records` has the others.
+
+
+@dataclass(frozen=True, slots=True)
+class ProfilePlan:
+    """Run a few steps under a plan with marks at its layers.
+
+    Attributes:
+        plan_toml: the plan.
+        with_optimizer: also run the optimizer, in a step that makes its state and in one with that state there;
+            without it, forward and backward alone.
+        timed_steps: how many steps more are timed, slot by slot.
+    """
+
+    plan_toml: str
+    with_optimizer: bool
+    timed_steps: int
+    kind: Literal["profile"] = "profile"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanProfiled:
+    """What the steps taught.
+
+    Attributes:
+        first: the step that made the optimizer's state; None without the optimizer.
+        steady: a step with that state there, or a forward and backward without the optimizer. Its slots have the times.
+    """
+
+    first: StepProfile | None
+    steady: StepProfile
+    kind: Literal["plan_profiled"] = "plan_profiled"
