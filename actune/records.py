@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from actune.op_trace import LayersTraced, TraceLayers
 from actune.step_profile import PlanProfiled, ProfilePlan
 
 
@@ -182,7 +183,7 @@ class CompareGradients:
     kind: Literal["gradients"] = "gradients"
 
 
-Request = LoadTarget | MeasurePlan | MeasureRounds | CompareGradients | ProfilePlan
+Request = LoadTarget | MeasurePlan | MeasureRounds | CompareGradients | ProfilePlan | TraceLayers
 
 
 # Replies
@@ -252,7 +253,7 @@ class Failed:
     kind: Literal["failed"] = "failed"
 
 
-Reply = Loaded | Measured | RoundsMeasured | GradientReport | PlanProfiled | Failed
+Reply = Loaded | Measured | RoundsMeasured | GradientReport | PlanProfiled | LayersTraced | Failed
 
 
 # What a study remembers

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from actune.boundary import from_json, shorten, to_json
 from actune.errors import PlanError, TargetError, UsageError, describe_error
+from actune.op_trace import TraceLayers
 from actune.records import (
     CompareGradients,
     Failed,
@@ -67,6 +68,7 @@ class Worker:
             measure_rounds,
             open_device,
             profile_plan,
+            trace_layers,
         )
 
         if isinstance(request, LoadTarget):
@@ -91,6 +93,8 @@ class Worker:
                 return compare_gradients(self._workload, request)
             case ProfilePlan():
                 return profile_plan(self._workload, request)
+            case TraceLayers():
+                return trace_layers(self._workload, request)
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:

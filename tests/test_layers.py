@@ -21,6 +21,7 @@ VALUES = {
     "statistics",
     "target_spec",
     "step_profile",
+    "op_trace",
 }
 MAY_IMPORT = {
     "store": VALUES,

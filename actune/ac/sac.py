@@ -16,7 +16,12 @@ from typing import Any
 
 import torch
 from torch.utils._pytree import tree_iter
-from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    SAC_IGNORED_OPS,
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    create_selective_checkpoint_contexts,
+)
 
 from actune.ac.module_path import ModulePath, TracedModulePath
 from actune.ac.ops import (
@@ -229,6 +234,28 @@ class _Decisions:
                     saved = self._saved_storages.get(key)
                     if saved is not None:
                         saved.read_by = op_name(op)
+
+
+class Keeps:
+    """Which outputs of one call of a region the rules would keep, op by op, without a region being there.
+
+    The storages of all outputs asked about need addresses of their own for as long as this is used.
+    """
+
+    def __init__(self, rules: SaveRules) -> None:
+        """Args: rules: such as ask for no module's name."""
+        self._decisions = _Decisions(rules, None, RegionMemory())
+
+    def __call__(self, op: Op, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether this output, the next one in the order of the forward, is kept.
+
+        Raises:
+            PlanError: the rules can't be applied to the region.
+        """
+        if op in SAC_IGNORED_OPS:
+            return False
+        context = SelectiveCheckpointContext(is_recompute=False, op_output=output)
+        return self._decisions(context, op, *args, **kwargs) is SAVE
 
 
 @dataclass(slots=True)

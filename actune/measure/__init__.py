@@ -4,6 +4,7 @@ from actune.measure.device import Device, open_device
 from actune.measure.gradients import compare_gradients
 from actune.measure.profiling import profile_plan
 from actune.measure.rounds import measure_rounds
+from actune.measure.tracing import trace_layers
 from actune.measure.trial import is_out_of_memory, measure_plan
 from actune.measure.workload import Workload
 
@@ -16,4 +17,5 @@ __all__ = [
     "measure_rounds",
     "open_device",
     "profile_plan",
+    "trace_layers",
 ]

@@ -1,0 +1,38 @@
+"""Floating-point operations of an op call: PyTorch's formulas, and two that it lacks.
+
+Formulas: `torch.utils.flop_counter`, which counts a multiply-add as two and causal attention as if it were full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import HigherOrderOperator
+from torch.utils.flop_counter import flop_registry
+
+from actune.ac.ops import Op
+
+_aten = torch.ops.aten
+# The CPU's attention takes the same leading arguments as the card's.
+_SAME_FORMULA: dict[Any, Any] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
+}
+
+
+def op_flops(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int | None:
+    """FLOPs of a call, None for an op without a formula."""
+    packet: Any = op if isinstance(op, HigherOrderOperator) else op.overloadpacket
+    if packet is _aten._grouped_mm:
+        return _grouped_mm_flops(*args[:2])
+    formula: Callable[..., Any] | None = flop_registry.get(_SAME_FORMULA.get(packet, packet))
+    return None if formula is None else int(formula(*args, **kwargs, out_val=output))
+
+
+def _grouped_mm_flops(left: Tensor, right: Tensor) -> int:
+    """Each row of `left` meets the matrix of one group; groups that are cut along the inner dimension add up to it."""
+    groups = left.shape[0] if left.dim() == right.dim() == 3 else 1
+    return 2 * groups * left.shape[-2] * left.shape[-1] * right.shape[-1]
