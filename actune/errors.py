@@ -41,6 +41,10 @@ class TargetError(ActuneError):
         self.traceback_path = traceback_path
 
 
+class DeviceMemoryError(TargetError):
+    """The device has no room for what was to run of the target."""
+
+
 class StorageError(ActuneError):
     """The database can't be opened, read or written."""
 

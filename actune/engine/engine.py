@@ -17,6 +17,7 @@ from actune.records import (
     MeasureRounds,
     RoundsMeasured,
 )
+from actune.step_profile import PlanProfiled, ProfilePlan
 
 
 class Engine(Protocol):
@@ -72,6 +73,16 @@ class Engine(Protocol):
 
         Raises:
             PlanError: a plan does not fit the model.
+            TargetError: the worker died, or the target raised.
+        """
+        ...
+
+    def profile(self, request: ProfilePlan) -> PlanProfiled:
+        """Runs a few steps of a plan with marks at its layers.
+
+        Raises:
+            PlanError: the plan does not fit the model.
+            DeviceMemoryError: the plan needs more than the device has.
             TargetError: the worker died, or the target raised.
         """
         ...

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from actune.engine.process import WorkerDiedError, WorkerProcess
-from actune.errors import ActuneError, PlanError, TargetError, UsageError
+from actune.errors import ActuneError, DeviceMemoryError, PlanError, TargetError, UsageError
 from actune.records import (
     CompareGradients,
     Failed,
@@ -26,6 +26,7 @@ from actune.records import (
     Request,
     RoundsMeasured,
 )
+from actune.step_profile import PlanProfiled, ProfilePlan
 
 
 class LocalEngine:
@@ -126,12 +127,28 @@ class LocalEngine:
         assert isinstance(reply, GradientReport)
         return reply
 
+    def profile(self, request: ProfilePlan) -> PlanProfiled:
+        """Runs a few steps of a plan with marks at its layers.
+
+        Raises:
+            PlanError: the plan does not fit the model.
+            DeviceMemoryError: the plan needs more than the device has.
+            TargetError: the worker died, or the target raised.
+        """
+        reply = self._ask_or_raise(request, "profiling a plan")
+        assert isinstance(reply, PlanProfiled)
+        return reply
+
     def _ask_or_raise(self, request: Request, doing: str) -> Reply:
         try:
             reply = self._ask(request)
         except WorkerDiedError as death:
+            if death.out_of_memory:
+                raise DeviceMemoryError(f"{doing}: {death.message}") from None
             raise self._target_error(f"{doing}: {death.message}", death.log_tail) from None
         if isinstance(reply, Failed):
+            if reply.blame == "oom":
+                raise DeviceMemoryError(f"{doing}: {reply.message}")
             if reply.blame == "plan":
                 raise PlanError(reply.message)
             raise self._target_error(f"{doing}: {reply.message}", reply.detail)

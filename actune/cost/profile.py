@@ -1,0 +1,137 @@
+"""What profiling taught about a target, as values: a frame of slots, and what each treatment costs at each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from actune.errors import ActuneError
+from actune.plan import CompileMode, Treatment
+from actune.step_profile import Slot, StepProfile
+
+
+class UnknownTreatmentError(ActuneError):
+    """A treatment was not profiled at a layer, so no plan that has it there can be predicted."""
+
+    def __init__(self, layer_fqn: str, treatment: Treatment) -> None:
+        super().__init__(f"'{treatment.label()}' was not profiled at {layer_fqn}. Profile it there first.")
+        self.layer_fqn = layer_fqn
+        self.treatment = treatment
+
+
+class CallCost(NamedTuple):
+    """What one call of a layer costs under a treatment.
+
+    Attributes:
+        forward: its slot.
+        backward: its slot; None if no gradient passes through the layer.
+        carry_bytes: what is left behind right after the call (0 and below: an input that nothing kept is dropped when
+            the model's own variable is assigned the output), over what the frame's plan left there.
+    """
+
+    forward: Slot
+    backward: Slot | None
+    carry_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """What a treatment costs at a layer, call by call.
+
+    Attributes:
+        first: in the step that makes the optimizer's state. Other batches may route other tokens, so it is kept apart.
+        steady: in a step with that state there.
+    """
+
+    first: tuple[CallCost, ...]
+    steady: tuple[CallCost, ...]
+
+    @property
+    def step_time_s(self) -> float:
+        """Forward and backward of all calls."""
+        return sum(
+            slot.step_time_s for call in self.steady for slot in (call.forward, call.backward) if slot is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRole:
+    """Layers for which one profile serves: of the same class, and with the same slots under one plan for all.
+
+    The last layer of a decoder may differ from the others of its class, since it begins a gradient that they add to.
+
+    Attributes:
+        layer_fqns: in the model's order.
+        class_name: of their layer class.
+        depends_on_data: whether two batches gave other bytes; then each layer is a role of its own.
+        costs: by canonical treatment; None for one that the device had no room for, even at a single layer.
+    """
+
+    layer_fqns: tuple[str, ...]
+    class_name: str
+    depends_on_data: bool
+    costs: Mapping[Treatment, LayerCost | None]
+
+
+@dataclass(frozen=True, slots=True)
+class CostProfile:
+    """What is known of a target under one compile mode.
+
+    Attributes:
+        compile: of all plans that it speaks of.
+        first: the step that makes the optimizer's state, under the plan that the frame was taken with.
+        steady: a later step, with times.
+        roles: each layer is in one.
+        steps_run: how many steps were run to learn it.
+    """
+
+    compile: CompileMode
+    first: StepProfile
+    steady: StepProfile
+    roles: tuple[LayerRole, ...]
+    steps_run: int
+
+    def role_of(self, layer_fqn: str) -> LayerRole:
+        """The role that a layer is in."""
+        return next(role for role in self.roles if layer_fqn in role.layer_fqns)
+
+    def cost(self, layer_fqn: str, treatment: Treatment) -> LayerCost | None:
+        """What a treatment costs at a layer; None if the device has no room for it.
+
+        Raises:
+            UnknownTreatmentError: it was not profiled.
+        """
+        costs = self.role_of(layer_fqn).costs
+        key = treatment.canonical()
+        if key not in costs:
+            raise UnknownTreatmentError(layer_fqn, treatment)
+        return costs[key]
+
+
+def calls_of(profile: StepProfile, frame: StepProfile) -> dict[str, tuple[CallCost, ...]]:
+    """What each layer's calls cost in a step, by the layer's FQN, in the order of the calls.
+
+    Args:
+        profile: the step.
+        frame: the same step under the frame's plan, which says what is left behind after each call otherwise.
+    """
+    backward = {slot.call: slot for slot in profile.slots if slot.kind == "backward"}
+    after, after_in_frame = _after_calls_bytes(profile), _after_calls_bytes(frame)
+    calls: dict[str, tuple[CallCost, ...]] = {}
+    for slot in profile.slots:
+        if slot.kind == "forward":
+            carry_bytes = after[slot.call] - after_in_frame[slot.call]
+            cost = CallCost(slot, backward.get(slot.call), carry_bytes)
+            calls[slot.layer_fqn] = (*calls.get(slot.layer_fqn, ()), cost)
+    return calls
+
+
+def _after_calls_bytes(profile: StepProfile) -> dict[int, int]:
+    """What the slot after each call's forward leaves behind."""
+    return {
+        slot.call: following.delta_bytes
+        for slot, following in pairwise(profile.slots)
+        if slot.kind == "forward" and following.kind == "outer"
+    }
