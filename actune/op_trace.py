@@ -54,7 +54,8 @@ class OpRecord:
         random: this call draws random numbers.
         chooses: it turns values into indices, as `topk` does: recomputed with other rounding, it might choose
             otherwise.
-        varies: whether there is such an op, or the sizes of its outputs, depends on the batch.
+        varies: how many ops of its name run in its module, or what they return, depends on the batch.
+        optional: on some batch none does.
     """
 
     phase: Phase
@@ -71,6 +72,7 @@ class OpRecord:
     random: bool
     chooses: bool
     varies: bool
+    optional: bool
 
     def __post_init__(self) -> None:
         if self.phase not in get_args(Phase):
@@ -79,6 +81,11 @@ class OpRecord:
             raise ValueError(f"writes: {self.writes} are not all among what {self.op_name} is given, {self.reads}")
         if not 0 <= self.kept_bytes <= self.new_bytes:
             raise ValueError(f"kept_bytes: {self.kept_bytes} is outside of 0 to {self.new_bytes}, what the op made")
+
+    @property
+    def made(self) -> frozenset[int]:
+        """The storages that it made."""
+        return frozenset(output.storage for output in self.outputs if output.is_new)
 
     @property
     def new_bytes(self) -> int:

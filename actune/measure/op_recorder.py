@@ -185,6 +185,7 @@ class LayerRecording:
                 seen.random,
                 seen.chooses,
                 varies=False,
+                optional=False,
             )
             for seen in self._ops
         )

@@ -119,10 +119,11 @@ def _signature(run: _Run) -> list[OpRecord]:
 def _with_what_varies(chosen: _Run, runs: list[_Run]) -> tuple[OpRecord, ...]:
     """The ops of one run, those marked whose number or sizes in their module differ from another run's."""
     of_runs = [_by_name(run) for run in runs]
-    first = of_runs[0]
-    names = set().union(*of_runs)
-    varying = {name for name in names if any(of_run[name] != first[name] for of_run in of_runs)}
-    return tuple(replace(op, varies=(op.phase, op.module_fqn, op.op_name) in varying) for op in chosen.ops)
+    ops = []
+    for op in chosen.ops:
+        found = {of_run[op.phase, op.module_fqn, op.op_name] for of_run in of_runs}
+        ops.append(replace(op, varies=len(found) > 1, optional=0 in found))
+    return tuple(ops)
 
 
 def _by_name(run: _Run) -> Counter[tuple[str, str, str]]:

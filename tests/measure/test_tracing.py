@@ -180,6 +180,7 @@ def test_ops_that_depend_on_the_batch_are_found():
     (trace,) = traced("tests.measure.test_tracing:Branching", batches=2).layers
     assert not trace.spread.same_ops
     assert {op.module_fqn for op in trace.forward if op.varies} == {"w1", "."}
+    assert {op.module_fqn for op in trace.forward if op.optional} == {"w1"}
 
 
 def test_other_layers_may_be_recomputed():
