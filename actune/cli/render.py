@@ -12,7 +12,8 @@ from actune.plan import parse_plan
 from actune.units import format_bytes, format_duration
 
 
-def _console() -> Console:
+def open_console() -> Console:
+    """Stdout; wide where it is no terminal, so that nothing is cut."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=160)
@@ -29,7 +30,8 @@ def _ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """A table whose first column is text and whose others are numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
@@ -37,7 +39,7 @@ def _table(*columns: str) -> Table:
 
 
 def _plan_table(entries: Sequence[dict[str, Any]]) -> Table:
-    table = _table("plan", "outcome", "peak", "step time", "relative", "95% interval")
+    table = new_table("plan", "outcome", "peak", "step time", "relative", "95% interval")
     for entry in entries:
         low, high = entry.get("relative_step_time_low"), entry.get("relative_step_time_high")
         table.add_row(
@@ -53,14 +55,14 @@ def _plan_table(entries: Sequence[dict[str, Any]]) -> Table:
 
 def render_measured(document: dict[str, Any]) -> None:
     """What `measure` found."""
-    console = _console()
+    console = open_console()
     console.print(_plan_table(document["plans"]))
     console.print("relative: step time over that of the first plan that ran, median of interleaved rounds")
 
 
 def render_study(document: dict[str, Any]) -> None:
     """A study: its trials, the presets in the final comparison, and the best plan with what it beats."""
-    console = _console()
+    console = open_console()
     console.print(
         f"study {document['study']}: target {document['target']} on {document['device']}, "
         f"budget {format_bytes(document['budget_bytes'])}"
@@ -84,7 +86,7 @@ def render_study(document: dict[str, Any]) -> None:
 
 
 def _trial_table(trials: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> Table:
-    table = _table("trial", "plan", "state", "outcome", "peak", "step time", "relative")
+    table = new_table("trial", "plan", "state", "outcome", "peak", "step time", "relative")
     for trial in trials:
         is_best = best is not None and best["plan_hash"] == trial["plan_hash"]
         table.add_row(
@@ -133,7 +135,7 @@ def _describe(plan_toml: str) -> str:
 
 def render_studies(document: dict[str, Any]) -> None:
     """The list of studies."""
-    table = _table("study", "target", "budget", "trials", "best relative", "best peak")
+    table = new_table("study", "target", "budget", "trials", "best relative", "best peak")
     for study in document["studies"]:
         table.add_row(
             study["study"],
@@ -143,7 +145,7 @@ def render_studies(document: dict[str, Any]) -> None:
             _ratio(study["best_relative_step_time"]),
             format_bytes(study["best_peak_bytes"]),
         )
-    _console().print(table)
+    open_console().print(table)
 
 
 def render_pairs(title: str, pairs: Mapping[str, str]) -> None:
@@ -153,7 +155,7 @@ def render_pairs(title: str, pairs: Mapping[str, str]) -> None:
     table.add_column("")
     for name, meaning in pairs.items():
         table.add_row(name, meaning)
-    _console().print(table)
+    open_console().print(table)
 
 
 def render_checks(checks: Sequence[dict[str, Any]]) -> None:
@@ -161,4 +163,4 @@ def render_checks(checks: Sequence[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for check in checks:
         table.add_row("ok" if check["ok"] else "FAILED", check["name"], check["detail"])
-    _console().print(table)
+    open_console().print(table)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from actune.op_trace import LayersTraced, TraceLayers
 from actune.records import (
     CompareGradients,
     GradientReport,
@@ -82,6 +83,16 @@ class Engine(Protocol):
 
         Raises:
             PlanError: the plan does not fit the model.
+            DeviceMemoryError: the plan needs more than the device has.
+            TargetError: the worker died, or the target raised.
+        """
+        ...
+
+    def trace_layers(self, request: TraceLayers) -> LayersTraced:
+        """Traces layers op by op in a few steps.
+
+        Raises:
+            PlanError: the plan does not fit the model, or gives a layer to trace some AC, or compiles.
             DeviceMemoryError: the plan needs more than the device has.
             TargetError: the worker died, or the target raised.
         """

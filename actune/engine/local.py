@@ -11,6 +11,7 @@ from typing import Self
 
 from actune.engine.process import WorkerDiedError, WorkerProcess
 from actune.errors import ActuneError, DeviceMemoryError, PlanError, TargetError, UsageError
+from actune.op_trace import LayersTraced, TraceLayers
 from actune.records import (
     CompareGradients,
     Failed,
@@ -137,6 +138,18 @@ class LocalEngine:
         """
         reply = self._ask_or_raise(request, "profiling a plan")
         assert isinstance(reply, PlanProfiled)
+        return reply
+
+    def trace_layers(self, request: TraceLayers) -> LayersTraced:
+        """Traces layers op by op in a few steps.
+
+        Raises:
+            PlanError: the plan does not fit the model, or gives a layer to trace some AC, or compiles.
+            DeviceMemoryError: the plan needs more than the device has.
+            TargetError: the worker died, or the target raised.
+        """
+        reply = self._ask_or_raise(request, "tracing layers")
+        assert isinstance(reply, LayersTraced)
         return reply
 
     def _ask_or_raise(self, request: Request, doing: str) -> Reply:

@@ -8,6 +8,7 @@ import pytest
 
 from actune.engine import LocalEngine
 from actune.errors import PlanError, StorageError, TargetError, UsageError
+from actune.op_trace import TraceLayers
 from actune.plan import Plan, Rule, Treatment, dump_plan
 from actune.records import CompareGradients, LoadTarget, MeasurePlan, MeasureRounds, Outcome
 
@@ -64,6 +65,9 @@ def test_one_worker_serves_all_requests(engine_for, mark):
             measure(engine, FULL.replace('"*"', '"layers.9"'))
         assert len(engine.measure_rounds(MeasureRounds((NONE, FULL), 2)).samples) == 2
         assert engine.compare_gradients(CompareGradients(FULL, NONE)).equal
+        assert [trace.layer_fqn for trace in engine.trace_layers(TraceLayers(NONE)).layers] == ["layers.0"]
+        with pytest.raises(PlanError, match=r"'layers\.0' gets full"):
+            engine.trace_layers(TraceLayers(FULL))
         assert marked_processes(mark) == before
         assert len(before) == 1
 

@@ -12,6 +12,7 @@ from typing import Self
 
 from actune.config import Space, parse_space
 from actune.engine import Engine
+from actune.op_trace import LayersTraced, TraceLayers
 from actune.plan import Plan, Treatment, parse_plan, plan_hash
 from actune.records import (
     CompareGradients,
@@ -33,6 +34,7 @@ from actune.records import (
     Verdict,
 )
 from actune.search import Progress, run_search
+from actune.step_profile import PlanProfiled, ProfilePlan
 from actune.store import Store
 
 NO_AC_HASH = plan_hash(Plan())
@@ -222,6 +224,12 @@ class FakeEngine:
         self._machine.compared.append((name, _hash(request.reference_toml)))
         equal = name not in self._machine.unequal
         return GradientReport(equal, True, 0.0, 0.0 if equal else 0.5, "layers.0.attention.wq.weight")
+
+    def profile(self, request: ProfilePlan) -> PlanProfiled:
+        raise NotImplementedError
+
+    def trace_layers(self, request: TraceLayers) -> LayersTraced:
+        raise NotImplementedError
 
 
 def _hash(toml: str) -> str:
