@@ -6,6 +6,7 @@ A step is cut into slots: each layer's forward, each layer's backward, the optim
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,16 +41,61 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerInput:
+    """A tensor that a call of a layer was given, which is not the layer's own: other layers may have it too.
+
+    Attributes:
+        storage: its number in the step; equal for tensors that share a storage.
+        size_bytes: of the storage.
+        is_held: whether the layer holds it beyond its forward: for its backward, or for its recomputation.
+    """
+
+    storage: int
+    size_bytes: int
+    is_held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCall:
+    """What a call of a layer was given.
+
+    Attributes:
+        call: its number, as in `Slot`.
+        inputs: in the order of arguments and keywords.
+    """
+
+    call: int
+    inputs: tuple[LayerInput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InputFreed:
+    """An input of a layer was freed.
+
+    Attributes:
+        storage: its number, as in `LayerInput`.
+        slot: the position in `StepProfile.slots` of the slot in which that happened.
+    """
+
+    storage: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepProfile:
     """One step under one plan.
 
     Attributes:
         live_bytes: held before the step, gradients cleared: parameters, buffers, the batch, the optimizer's state.
         slots: in the order of time.
+        calls: of the layers, in the order of time.
+        freed: inputs of layers that were freed within the step.
     """
 
     live_bytes: int
     slots: tuple[Slot, ...]
+    calls: tuple[LayerCall, ...]
+    freed: tuple[InputFreed, ...]
 
     @property
     def peak_bytes(self) -> int:
@@ -62,7 +108,7 @@ class StepProfile:
         return sum(slot.step_time_s for slot in self.slots)
 
 
-def highest_bytes(live_bytes: int, slots: tuple[Slot, ...]) -> int:
+def highest_bytes(live_bytes: int, slots: Iterable[Slot]) -> int:
     """The highest point of a running sum that starts at `live_bytes`."""
     highest = running = live_bytes
     for slot in slots:

@@ -8,8 +8,10 @@ their treatments. The idea is the design's, section 6: each constraint is local 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 
+from actune.cost.lifetimes import SharedInput, free_inputs, shared_inputs
 from actune.cost.profile import CallCost, CostProfile, LayerCost
 from actune.plan import Plan, Treatment
 from actune.step_profile import Slot, StepProfile, highest_bytes
@@ -22,64 +24,75 @@ class Prediction:
     Attributes:
         peak_bytes: of the optimizer's first step and of a later one, the higher; None if the device has no room for a
             treatment of the plan.
-        step_time_s: of a later step.
+        step_time_s: of a later step; None as well then.
     """
 
     peak_bytes: int | None
     step_time_s: float | None
 
 
-def predict(profile: CostProfile, plan: Plan, layer_fqns: Sequence[str]) -> Prediction:
-    """Peak and step time of a plan.
+class CostModel:
+    """Predicts plans of one compile mode from a profile."""
 
-    Raises:
-        UnknownTreatmentError: a treatment of the plan was not profiled.
-        PlanError: a pattern of the plan matches no layer.
-    """
-    assert plan.compile == profile.compile, "a profile speaks of one compile mode"
-    return predict_treatments(profile, plan.resolve(layer_fqns))
+    def __init__(self, profile: CostProfile) -> None:
+        self.profile = profile
+        self._first = _Frame(profile.first, shared_inputs(profile.first, profile.unheld_ends))
+        self._steady = _Frame(profile.steady, shared_inputs(profile.steady, profile.unheld_ends))
 
+    def predict(self, plan: Plan, layer_fqns: Sequence[str]) -> Prediction:
+        """Peak and step time of a plan.
 
-def predict_treatments(profile: CostProfile, treatments: Mapping[str, Treatment]) -> Prediction:
-    """As `predict`, for the treatments of the layers by FQN."""
-    costs: dict[str, LayerCost] = {}
-    for role in profile.roles:
-        for fqn in role.layer_fqns:
-            cost = profile.cost(fqn, treatments[fqn])
-            if cost is None:
-                return Prediction(None, None)
-            costs[fqn] = cost
-    first = composed(profile.first, {fqn: cost.first for fqn, cost in costs.items()})
-    steady = composed(profile.steady, {fqn: cost.steady for fqn, cost in costs.items()})
-    peak_bytes = max(highest_bytes(profile.first.live_bytes, first), highest_bytes(profile.steady.live_bytes, steady))
-    return Prediction(peak_bytes, sum(slot.step_time_s for slot in steady))
+        Raises:
+            UnknownTreatmentError: a treatment of the plan was not profiled.
+            PlanError: a pattern of the plan matches no layer.
+        """
+        assert plan.compile == self.profile.compile, "a profile speaks of one compile mode"
+        return self.predict_treatments(plan.resolve(layer_fqns))
 
-
-def composed(frame: StepProfile, calls: Mapping[str, tuple[CallCost, ...]]) -> tuple[Slot, ...]:
-    """The slots of a step: the frame's, with each layer's replaced by its own calls'."""
-    cost_of_call: dict[int, CallCost] = {}
-    calls_left = {fqn: iter(of_layer) for fqn, of_layer in calls.items()}
-    slots: list[Slot] = []
-    carry_bytes = 0
-    for slot in frame.slots:
-        if slot.kind == "forward":
-            cost = cost_of_call[slot.call] = next(calls_left[slot.layer_fqn])
-            slots.append(cost.forward)
-            carry_bytes = cost.carry_bytes
-        elif slot.kind == "backward":
-            backward = cost_of_call[slot.call].backward
-            assert backward is not None, "a layer has its backward under every treatment or under none"
-            slots.append(backward)
-        else:
-            slots.append(carried(slot, carry_bytes))
-            carry_bytes = 0
-    return tuple(slots)
+    def predict_treatments(self, treatments: Mapping[str, Treatment]) -> Prediction:
+        """As `predict`, for the treatments of the layers by FQN."""
+        costs: dict[str, LayerCost] = {}
+        for role in self.profile.roles:
+            for fqn in role.layer_fqns:
+                cost = self.profile.cost(fqn, treatments[fqn])
+                if cost is None:
+                    return Prediction(None, None)
+                costs[fqn] = cost
+        first = self._first.composed({fqn: cost.first for fqn, cost in costs.items()})
+        steady = self._steady.composed({fqn: cost.steady for fqn, cost in costs.items()})
+        peak_bytes = max(
+            highest_bytes(self.profile.first.live_bytes, first), highest_bytes(self.profile.steady.live_bytes, steady)
+        )
+        return Prediction(peak_bytes, sum(slot.step_time_s for slot in steady))
 
 
-def carried(slot: Slot, carry_bytes: int) -> Slot:
-    """The slot after a call, with what the call's treatment leaves behind at its start."""
-    if carry_bytes == 0:
-        return slot
-    return replace(
-        slot, delta_bytes=slot.delta_bytes + carry_bytes, peak_bytes=max(0, carry_bytes, slot.peak_bytes + carry_bytes)
-    )
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A step whose layers' slots are replaced, and the tensors that its layers share."""
+
+    step: StepProfile
+    inputs: tuple[SharedInput, ...]
+
+    def composed(self, calls: Mapping[str, tuple[CallCost, ...]]) -> list[Slot]:
+        """The slots of the step with each layer's replaced by its own calls'."""
+        cost_of_call: dict[int, CallCost] = {}
+        calls_left = {fqn: iter(of_layer) for fqn, of_layer in calls.items()}
+        slots: list[Slot] = []
+        for slot in self.step.slots:
+            if slot.kind == "forward":
+                cost = cost_of_call[slot.call] = next(calls_left[slot.layer_fqn])
+                slots.append(_at(slot, cost.forward))
+            elif slot.kind == "backward":
+                backward = cost_of_call[slot.call].backward
+                assert backward is not None, "a layer has its backward under every treatment or under none"
+                slots.append(_at(slot, backward))
+            else:
+                slots.append(slot)
+        free_inputs(slots, self.inputs, lambda call, position: cost_of_call[call].holds_input[position])
+        return slots
+
+
+@lru_cache(maxsize=4096)
+def _at(place: Slot, cost: Slot) -> Slot:
+    """A slot that was learned at one layer, at another one's place."""
+    return Slot(place.kind, place.layer_fqn, place.call, cost.delta_bytes, cost.peak_bytes, cost.step_time_s)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from actune.errors import ActuneError
@@ -22,18 +21,17 @@ class UnknownTreatmentError(ActuneError):
 
 
 class CallCost(NamedTuple):
-    """What one call of a layer costs under a treatment.
+    """What one call of a layer costs under a treatment. Freeing the call's inputs is in none of the slots.
 
     Attributes:
         forward: its slot.
         backward: its slot; None if no gradient passes through the layer.
-        carry_bytes: what is left behind right after the call (0 and below: an input that nothing kept is dropped when
-            the model's own variable is assigned the output), over what the frame's plan left there.
+        holds_input: for each of the call's inputs, whether it is held beyond the forward.
     """
 
     forward: Slot
     backward: Slot | None
-    carry_bytes: int
+    holds_input: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +79,11 @@ class CostProfile:
 
     Attributes:
         compile: of all plans that it speaks of.
-        first: the step that makes the optimizer's state, under the plan that the frame was taken with.
+        first: the step that makes the optimizer's state, under the plan that the frame was taken with; its slots are
+            those of `without_frees`.
         steady: a later step, with times.
-        roles: each layer is in one.
+        roles: each layer that is called is in one.
+        unheld_ends: the slot in which the model's own code frees an input that no layer holds, by the storage's number.
         steps_run: how many steps were run to learn it.
     """
 
@@ -91,6 +91,7 @@ class CostProfile:
     first: StepProfile
     steady: StepProfile
     roles: tuple[LayerRole, ...]
+    unheld_ends: Mapping[int, int]
     steps_run: int
 
     def role_of(self, layer_fqn: str) -> LayerRole:
@@ -110,28 +111,32 @@ class CostProfile:
         return costs[key]
 
 
-def calls_of(profile: StepProfile, frame: StepProfile) -> dict[str, tuple[CallCost, ...]]:
-    """What each layer's calls cost in a step, by the layer's FQN, in the order of the calls.
+def without_frees(profile: StepProfile) -> StepProfile:
+    """The step as if no input of a layer were freed in it: who frees it depends on the whole plan."""
+    size_bytes = {given.storage: given.size_bytes for call in profile.calls for given in call.inputs}
+    freed_bytes = [0] * len(profile.slots)
+    for freed in profile.freed:
+        freed_bytes[freed.slot] += size_bytes[freed.storage]
+    slots = [
+        replace(slot, delta_bytes=slot.delta_bytes + more, peak_bytes=max(slot.peak_bytes, slot.delta_bytes + more))
+        for slot, more in zip(profile.slots, freed_bytes, strict=True)
+    ]
+    return replace(profile, slots=tuple(slots))
 
-    Args:
-        profile: the step.
-        frame: the same step under the frame's plan, which says what is left behind after each call otherwise.
-    """
+
+def calls_of(profile: StepProfile) -> dict[str, tuple[CallCost, ...]]:
+    """What each layer's calls cost in a step `without_frees`, by the layer's FQN, in the order of the calls."""
     backward = {slot.call: slot for slot in profile.slots if slot.kind == "backward"}
-    after, after_in_frame = _after_calls_bytes(profile), _after_calls_bytes(frame)
+    holds = {call.call: tuple(given.is_held for given in call.inputs) for call in profile.calls}
     calls: dict[str, tuple[CallCost, ...]] = {}
     for slot in profile.slots:
         if slot.kind == "forward":
-            carry_bytes = after[slot.call] - after_in_frame[slot.call]
-            cost = CallCost(slot, backward.get(slot.call), carry_bytes)
+            cost = CallCost(slot, backward.get(slot.call), holds[slot.call])
             calls[slot.layer_fqn] = (*calls.get(slot.layer_fqn, ()), cost)
     return calls
 
 
-def _after_calls_bytes(profile: StepProfile) -> dict[int, int]:
-    """What the slot after each call's forward leaves behind."""
-    return {
-        slot.call: following.delta_bytes
-        for slot, following in pairwise(profile.slots)
-        if slot.kind == "forward" and following.kind == "outer"
-    }
+def unheld_ends(profile: StepProfile) -> dict[int, int]:
+    """The slots in which inputs that no layer held were freed."""
+    held = {given.storage for call in profile.calls for given in call.inputs if given.is_held}
+    return {freed.storage: freed.slot for freed in profile.freed if freed.storage not in held}

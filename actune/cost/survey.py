@@ -10,9 +10,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from actune.cost.profile import CallCost, CostProfile, LayerCost, LayerRole, calls_of
+from actune.cost.profile import CallCost, CostProfile, LayerCost, LayerRole, calls_of, unheld_ends, without_frees
 from actune.errors import DeviceMemoryError
-from actune.plan import CompileMode, Plan, Treatment, dump_plan
+from actune.plan import NO_AC, CompileMode, Plan, Treatment, dump_plan
 from actune.records import ModelStructure
 from actune.step_profile import PlanProfiled, ProfilePlan, Slot
 
@@ -39,8 +39,8 @@ def begin_survey(
     plan = Plan.from_treatments(dict.fromkeys(structure.layer_fqns, BASE), compile=compile)
     profiled = run(ProfilePlan(dump_plan(plan, with_provenance=False), with_optimizer=True, timed_steps=timed_steps))
     assert profiled.first is not None
-    first = calls_of(profiled.first, profiled.first)
-    steady = calls_of(profiled.steady, profiled.steady)
+    first_step, steady_step = without_frees(profiled.first), without_frees(profiled.steady)
+    first, steady = calls_of(first_step), calls_of(steady_step)
     roles: list[LayerRole] = []
     for layer_class in structure.classes:
         called = [fqn for fqn in layer_class.layer_fqns if fqn in steady]
@@ -52,7 +52,9 @@ def begin_survey(
             LayerRole(tuple(fqns), layer_class.name, depends_on_data, {BASE: _merged(fqns, first, steady)})
             for fqns in members.values()
         ]
-    return CostProfile(compile, profiled.first, profiled.steady, tuple(roles), 2 + timed_steps)
+    return CostProfile(
+        compile, first_step, steady_step, tuple(roles), unheld_ends(profiled.steady), steps_run=2 + timed_steps
+    )
 
 
 def extend_survey(
@@ -72,6 +74,7 @@ def extend_survey(
     pending = [_Pending(role, _unknown(role, wanted)) for role in profile.roles]
     learned: list[dict[Treatment, LayerCost | None]] = [dict(role.costs) for role in profile.roles]
     steps_run = profile.steps_run
+    ends = dict(profile.unheld_ends)
     # Where bytes depend on data, what the optimizer's first and second step hold are two things.
     with_optimizer = any(role.depends_on_data for role in profile.roles)
     while any(role.treatments for role in pending):
@@ -86,13 +89,14 @@ def extend_survey(
                     costs[refused] = None
             continue
         steps_run += 1 + int(with_optimizer) + timed_steps
-        steady = calls_of(profiled.steady, profile.steady)
-        first = steady if profiled.first is None else calls_of(profiled.first, profile.first)
+        ends |= unheld_ends(profiled.steady)
+        steady = calls_of(without_frees(profiled.steady))
+        first = steady if profiled.first is None else calls_of(without_frees(profiled.first))
         for role, costs in zip(pending, learned, strict=True):
             for treatment, fqns in role.take().items():
                 costs[treatment] = _merged(fqns, first, steady)
     roles = tuple(replace(role, costs=costs) for role, costs in zip(profile.roles, learned, strict=True))
-    return replace(profile, roles=roles, steps_run=steps_run)
+    return replace(profile, roles=roles, unheld_ends=ends, steps_run=steps_run)
 
 
 @dataclass(slots=True)
@@ -134,8 +138,10 @@ class _Pending:
 
 
 def _unknown(role: LayerRole, wanted: Mapping[str, Sequence[Treatment]]) -> list[Treatment]:
+    """In the order of the menu, but no AC first: at a stack's first layer it shows when that one's input is freed."""
     asked = dict.fromkeys(t.canonical() for fqn in role.layer_fqns for t in wanted.get(fqn, ()))
-    return [treatment for treatment in asked if treatment not in role.costs]
+    unknown = [treatment for treatment in asked if treatment not in role.costs]
+    return sorted(unknown, key=lambda treatment: treatment != NO_AC)
 
 
 def _bytes_of(calls: tuple[CallCost, ...]) -> tuple[tuple[int, int] | None, ...]:
@@ -156,7 +162,7 @@ def _merged_calls(of_layers: Sequence[tuple[CallCost, ...]]) -> tuple[CallCost, 
         CallCost(
             _merged_slot([call.forward for call in calls]),
             _merged_slot(backward) if (backward := [c.backward for c in calls if c.backward is not None]) else None,
-            max(call.carry_bytes for call in calls),
+            calls[0].holds_input,
         )
         for calls in zip(*of_layers, strict=True)
     )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from actune.measure.layer_inputs import GivenTensors, InputWatch
 from actune.step_profile import SlotKind
 
 
@@ -39,11 +40,13 @@ class LayerMarks:
 
     Attributes:
         marks: what has begun so far, in order; the first stretch, before any mark, is outer.
+        inputs: what the layers are given.
     """
 
     def __init__(self, on_mark: Callable[[], None]) -> None:
         """Args: on_mark: called at each mark, right as the stretch ends."""
         self.marks: list[Mark] = [OUTER]
+        self.inputs = InputWatch(lambda: len(self.marks) - 1)
         self._on_mark = on_mark
         self._calls = 0
         self._outputs: dict[int, weakref.ref[Tensor]] = {}
@@ -72,9 +75,12 @@ class LayerMarks:
         number = self._calls
         self._calls += 1
         self._hook_input(args, kwargs)
+        given = GivenTensors(args, kwargs)
+        references = given.references()
         self.begin(Mark("forward", fqn, number))
         output = call(*args, **kwargs)
         self.begin(OUTER)
+        self.inputs.after(number, given, references, output)
         tensor = next(_differentiable(output), None)
         if tensor is not None:
             self._outputs[id(tensor)] = weakref.ref(tensor)

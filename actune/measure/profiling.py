@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
-from actune.measure.marks import OPTIMIZER, LayerMarks, Mark
+from actune.measure.marks import OPTIMIZER, LayerMarks
 from actune.measure.recording import MemoryRecorder, StepTimer
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
@@ -44,21 +45,21 @@ def _recorded_step(workload: Workload, plan: Plan, step: int, *, with_optimizer:
         marks = _run_marked(workload, recorder, step, with_optimizer=with_optimizer)
     slots = [
         Slot(mark.kind, mark.layer_fqn, mark.call, stretch.delta_bytes, stretch.peak_bytes, 0.0)
-        for mark, stretch in zip(marks, recorder.stretches, strict=True)
+        for mark, stretch in zip(marks.marks, recorder.stretches, strict=True)
     ]
-    return StepProfile(live_bytes, tuple(slots))
+    return StepProfile(live_bytes, tuple(slots), tuple(marks.inputs.calls), tuple(marks.inputs.freed))
 
 
 def _run_marked(
     workload: Workload, recorder: MemoryRecorder | StepTimer, step: int, *, with_optimizer: bool
-) -> list[Mark]:
+) -> LayerMarks:
     marks = LayerMarks(recorder.mark)
     with marks.at_layers(workload.model, workload.structure.layer_fqns), recorder:
         workload.forward_backward(step)
         if with_optimizer:
             marks.begin(OPTIMIZER)
             workload.optimizer_step()
-    return marks.marks
+    return marks
 
 
 def _timed(workload: Workload, plan: Plan, profile: StepProfile, request: ProfilePlan) -> StepProfile:
@@ -78,4 +79,4 @@ def _timed(workload: Workload, plan: Plan, profile: StepProfile, request: Profil
         Slot(slot.kind, slot.layer_fqn, slot.call, slot.delta_bytes, slot.peak_bytes, statistics.median(times_s))
         for slot, *times_s in zip(profile.slots, *runs, strict=True)
     ]
-    return StepProfile(profile.live_bytes, tuple(slots))
+    return replace(profile, slots=tuple(slots))
