@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -118,26 +118,30 @@ def _signature(run: _Run) -> list[OpRecord]:
 
 def _with_what_varies(chosen: _Run, runs: list[_Run]) -> tuple[OpRecord, ...]:
     """The ops of one run, those marked whose number or sizes in their module differ from another run's."""
-    of_runs = [_by_name(run) for run in runs]
+    of_runs = [_sizes_by_name(run) for run in runs]
     ops = []
     for op in chosen.ops:
-        found = {of_run[op.phase, op.module_fqn, op.op_name] for of_run in of_runs}
-        ops.append(replace(op, varies=len(found) > 1, optional=0 in found))
+        found = {of_run[_name(op)] for of_run in of_runs}
+        ops.append(replace(op, varies=len(found) > 1, optional=() in found))
     return tuple(ops)
 
 
-def _by_name(run: _Run) -> Counter[tuple[str, str, str]]:
-    """How many bytes ops of a name return in a module, each op counted as a byte more, so that both tell."""
-    sums: Counter[tuple[str, str, str]] = Counter()
+def _name(op: OpRecord) -> tuple[str, str, str]:
+    return op.phase, op.module_fqn, op.op_name
+
+
+def _sizes_by_name(run: _Run) -> defaultdict[tuple[str, str, str], tuple[int, ...]]:
+    """Bytes of the outputs of each op of a name in a module, in their order; empty for what did not run."""
+    sizes: defaultdict[tuple[str, str, str], tuple[int, ...]] = defaultdict(tuple)
     for op in run.ops:
-        sums[op.phase, op.module_fqn, op.op_name] += 1 + sum(output.storage_bytes for output in op.outputs)
-    return sums
+        sizes[_name(op)] += (sum(output.storage_bytes for output in op.outputs),)
+    return sizes
 
 
 def _spread(runs: list[_Run]) -> TraceSpread:
     kept_bytes = [run.kept_bytes for run in runs]
     forward_s, backward_s = ([run.time_s(phase) for run in runs] for phase in ("forward", "backward"))
-    names = [[(op.phase, op.module_fqn, op.op_name) for op in run.ops] for run in runs]
+    names = [list(map(_name, run.ops)) for run in runs]
     return TraceSpread(
         same_ops=all(of_run == names[0] for of_run in names),
         kept_bytes=(min(kept_bytes), max(kept_bytes)),

@@ -1,5 +1,8 @@
 """Traces of layers against what the marks measure, and against what SAC itself counts."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +15,7 @@ from actune.plan import Plan, Treatment, dump_plan
 from actune.step_profile import ProfilePlan
 from tests.measure.targets import Model, Plain
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "hf"
 DENSE = "dense-tiny?batch=2&seq=32&layers=2"
 MOE = "moe-tiny?batch=2&seq=32&layers=3"
 
@@ -181,6 +185,19 @@ def test_ops_that_depend_on_the_batch_are_found():
     assert not trace.spread.same_ops
     assert {op.module_fqn for op in trace.forward if op.varies} == {"w1", "."}
     assert {op.module_fqn for op in trace.forward if op.optional} == {"w1"}
+
+
+def test_a_loop_over_experts_that_the_router_hits(tmp_path):
+    """What each expert gets differs from batch to batch, and what all of them get together does not."""
+    pytest.importorskip("transformers")
+    fields = json.loads((EXAMPLES / "qwen3-moe-tiny.json").read_text()) | {"num_experts": 4}
+    (tmp_path / "eager.json").write_text(json.dumps(fields | {"experts_implementation": "eager"}))
+    dense, moe = traced(f"hf:{tmp_path / 'eager.json'}?layers=2&batch=1&seq=32").layers
+    assert dense.spread is None
+    assert moe.spread.kept_bytes[0] > 0
+    varying = {f"{op.module_fqn}::{op.op_name}" for op in moe.forward if op.varies}
+    assert {"mlp.experts::mm", "mlp.experts::index", "mlp.experts.act_fn::silu"} <= varying
+    assert not any(name.startswith("self_attn") for name in varying)
 
 
 def test_other_layers_may_be_recomputed():
