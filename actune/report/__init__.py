@@ -1,5 +1,6 @@
-"""Reports read the store, and nothing else."""
+"""Documents for commands: from the store, and from what a worker has just found."""
 
 from actune.report.documents import outcome_under, plan_entry, studies_document, study_document
+from actune.report.op_profile import layer_class_entry
 
-__all__ = ["outcome_under", "plan_entry", "studies_document", "study_document"]
+__all__ = ["layer_class_entry", "outcome_under", "plan_entry", "studies_document", "study_document"]
