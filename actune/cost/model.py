@@ -32,12 +32,18 @@ class Prediction:
 
 
 class CostModel:
-    """Predicts plans of one compile mode from a profile."""
+    """Predicts plans of one compile mode from a profile.
+
+    Attributes:
+        profile: what it predicts from.
+        first: the step that makes the optimizer's state.
+        steady: a later one.
+    """
 
     def __init__(self, profile: CostProfile) -> None:
         self.profile = profile
-        self._first = _Frame(profile.first, shared_inputs(profile.first, profile.unheld_ends))
-        self._steady = _Frame(profile.steady, shared_inputs(profile.steady, profile.unheld_ends))
+        self.first = Frame(profile.first, shared_inputs(profile.first, profile.unheld_ends))
+        self.steady = Frame(profile.steady, shared_inputs(profile.steady, profile.unheld_ends))
 
     def predict(self, plan: Plan, layer_fqns: Sequence[str]) -> Prediction:
         """Peak and step time of a plan.
@@ -58,8 +64,8 @@ class CostModel:
                 if cost is None:
                     return Prediction(None, None)
                 costs[fqn] = cost
-        first = self._first.composed({fqn: cost.first for fqn, cost in costs.items()})
-        steady = self._steady.composed({fqn: cost.steady for fqn, cost in costs.items()})
+        first = self.first.composed({fqn: cost.first for fqn, cost in costs.items()})
+        steady = self.steady.composed({fqn: cost.steady for fqn, cost in costs.items()})
         peak_bytes = max(
             highest_bytes(self.profile.first.live_bytes, first), highest_bytes(self.profile.steady.live_bytes, steady)
         )
@@ -67,7 +73,7 @@ class CostModel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
+class Frame:
     """A step whose layers' slots are replaced, and the tensors that its layers share."""
 
     step: StepProfile
@@ -75,21 +81,24 @@ class _Frame:
 
     def composed(self, calls: Mapping[str, tuple[CallCost, ...]]) -> list[Slot]:
         """The slots of the step with each layer's replaced by its own calls'."""
-        cost_of_call: dict[int, CallCost] = {}
-        calls_left = {fqn: iter(of_layer) for fqn, of_layer in calls.items()}
+        costs = self.cost_of_calls(calls)
         slots: list[Slot] = []
         for slot in self.step.slots:
             if slot.kind == "forward":
-                cost = cost_of_call[slot.call] = next(calls_left[slot.layer_fqn])
-                slots.append(_at(slot, cost.forward))
+                slots.append(_at(slot, costs[slot.call].forward))
             elif slot.kind == "backward":
-                backward = cost_of_call[slot.call].backward
+                backward = costs[slot.call].backward
                 assert backward is not None, "a layer has its backward under every treatment or under none"
                 slots.append(_at(slot, backward))
             else:
                 slots.append(slot)
-        free_inputs(slots, self.inputs, lambda call, position: cost_of_call[call].holds_input[position])
+        free_inputs(slots, self.inputs, lambda call, position: costs[call].holds_input[position])
         return slots
+
+    def cost_of_calls(self, calls: Mapping[str, tuple[CallCost, ...]]) -> dict[int, CallCost]:
+        """The layers' calls by their numbers in the step."""
+        left = {fqn: iter(of_layer) for fqn, of_layer in calls.items()}
+        return {slot.call: next(left[slot.layer_fqn]) for slot in self.step.slots if slot.kind == "forward"}
 
 
 @lru_cache(maxsize=4096)

@@ -71,6 +71,8 @@ def extend_survey(
     Raises:
         PlanError: a treatment does not fit its layer.
     """
+    if not any(_unknown(role, wanted) for role in profile.roles):
+        return profile
     pending = [_Pending(role, _unknown(role, wanted)) for role in profile.roles]
     learned: list[dict[Treatment, LayerCost | None]] = [dict(role.costs) for role in profile.roles]
     steps_run = profile.steps_run

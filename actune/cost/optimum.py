@@ -1,0 +1,74 @@
+"""The best plan for a budget, and the predicted frontier: the solver's answers, checked by the cost model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actune.cost.model import Prediction
+from actune.cost.solver import solve_exact, solve_frontier
+from actune.cost.solver.problem import Solution
+from actune.cost.stack import Stack
+from actune.errors import InfeasibleError
+from actune.plan import Plan
+
+TIGHTENINGS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedPlan:
+    """A plan that a solver chose.
+
+    Attributes:
+        prediction: what the cost model says of it.
+        bound_s: no plan of the menus within the budget is predicted to be faster.
+    """
+
+    plan: Plan
+    prediction: Prediction
+    bound_s: float
+
+
+def best_plan(stack: Stack, layer_fqns: Sequence[str], budget_bytes: int) -> PredictedPlan:
+    """The fastest plan that is predicted to fit.
+
+    Raises:
+        InfeasibleError: none is; the message gives the smallest peak that is predicted of any.
+    """
+    solution = solve_exact(stack.problem, budget_bytes)
+    bound_s = solution.bound_s
+    limit_bytes = budget_bytes
+    # Where layers leave different bytes behind after their backward, as compiled ones may, the problem's peaks are off
+    # by that; the model's are not.
+    for _ in range(TIGHTENINGS):
+        prediction = stack.predict(solution.choice)
+        assert prediction.peak_bytes is not None
+        if prediction.peak_bytes <= budget_bytes:
+            return PredictedPlan(stack.plan(solution.choice, layer_fqns), prediction, bound_s)
+        limit_bytes -= prediction.peak_bytes - budget_bytes
+        solution = solve_exact(stack.problem, limit_bytes)
+    raise InfeasibleError(
+        f"no plan that the cost model predicts to fit {budget_bytes} bytes was found.",
+        smallest_peak_bytes=prediction.peak_bytes,
+    )
+
+
+def predicted_frontier(stack: Stack, layer_fqns: Sequence[str], points: int) -> tuple[PredictedPlan, ...]:
+    """Plans that no other is predicted to beat in both peak and step time, from the smallest peak to the fastest."""
+    predicted = []
+    for solution in solve_frontier(stack.problem, points=points):
+        prediction = stack.predict(solution.choice)
+        predicted.append((prediction, solution))
+    predicted.sort(key=lambda pair: (pair[0].peak_bytes or 0, pair[0].step_time_s or 0.0))
+    frontier: list[PredictedPlan] = []
+    fastest_s = float("inf")
+    for prediction, solution in predicted:
+        assert prediction.step_time_s is not None
+        if prediction.step_time_s < fastest_s:
+            fastest_s = prediction.step_time_s
+            frontier.append(_predicted(stack, layer_fqns, prediction, solution))
+    return tuple(frontier)
+
+
+def _predicted(stack: Stack, layer_fqns: Sequence[str], prediction: Prediction, solution: Solution) -> PredictedPlan:
+    return PredictedPlan(stack.plan(solution.choice, layer_fqns), prediction, solution.bound_s)

@@ -1,0 +1,77 @@
+"""What plans of a target are predicted to cost, under every compile mode: profiles what it lacks, when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from actune.cost.model import CostModel, Prediction
+from actune.cost.profile import CostProfile
+from actune.cost.stack import Menus, Stack, stack_of
+from actune.cost.survey import Run, begin_survey, extend_survey
+from actune.plan import CompileMode, Plan, Treatment
+from actune.records import ModelStructure
+
+TIMED_STEPS = 3
+
+
+class Outlook:
+    """Cost models of one target, one for each compile mode that was asked for."""
+
+    def __init__(self, structure: ModelStructure, run: Run, *, timed_steps: int = TIMED_STEPS) -> None:
+        """Profiles nothing yet.
+
+        Args:
+            structure: the target's layers.
+            run: profiles a plan on the target, as `Engine.profile` does.
+            timed_steps: how many steps of each profiled plan are timed.
+        """
+        self._structure = structure
+        self._run = run
+        self._timed_steps = timed_steps
+        self._models: dict[CompileMode, CostModel] = {}
+
+    @property
+    def profiles(self) -> Mapping[CompileMode, CostProfile]:
+        """What is known so far."""
+        return {mode: model.profile for mode, model in self._models.items()}
+
+    @property
+    def steps_run(self) -> int:
+        """How many steps were run to learn it."""
+        return sum(model.profile.steps_run for model in self._models.values())
+
+    def learn(self, compile: CompileMode, menus: Mapping[str, Sequence[Treatment]]) -> CostModel:
+        """The model of a compile mode that knows the treatments of the menus at their layers.
+
+        Raises:
+            PlanError: a treatment does not fit its layer.
+            DeviceMemoryError: the device has no room even for full checkpointing.
+            TargetError: the target raised, or its worker died.
+        """
+        known = self._models.get(compile)
+        profile = known.profile if known else self._begin(compile)
+        extended = extend_survey(profile, menus, self._run, timed_steps=self._timed_steps)
+        if known is None or extended is not profile:
+            self._models[compile] = CostModel(extended)
+        return self._models[compile]
+
+    def learn_plans(self, plans: Iterable[Plan]) -> None:
+        """Profiles what the plans need in as few steps as it takes; raises as `learn`."""
+        menus: dict[CompileMode, dict[str, list[Treatment]]] = {}
+        for plan in plans:
+            for fqn, treatment in plan.resolve(self._structure.layer_fqns).items():
+                menus.setdefault(plan.compile, {}).setdefault(fqn, []).append(treatment)
+        for mode, of_mode in menus.items():
+            self.learn(mode, of_mode)
+
+    def predict(self, plan: Plan) -> Prediction:
+        """Peak and step time of a plan; profiles what it has not seen. Raises as `learn`."""
+        self.learn_plans([plan])
+        return self._models[plan.compile].predict(plan, self._structure.layer_fqns)
+
+    def stack(self, compile: CompileMode, menus: Menus) -> Stack:
+        """The problem of choosing from the menus under a compile mode. Raises as `learn`."""
+        return stack_of(self.learn(compile, menus), menus)
+
+    def _begin(self, compile: CompileMode) -> CostProfile:
+        return begin_survey(self._structure, self._run, compile=compile, timed_steps=self._timed_steps)

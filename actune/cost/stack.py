@@ -1,0 +1,175 @@
+"""A model's stack of layers as a solver's problem, and the solver's choices as plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from actune.cost.lifetimes import SharedInput
+from actune.cost.model import CostModel, Frame, Prediction
+from actune.cost.profile import CallCost, LayerCost
+from actune.cost.solver.problem import LayerChoices, Option, Problem
+from actune.cost.survey import BASE
+from actune.errors import ActuneError
+from actune.plan import Plan, Treatment
+
+Menus = Mapping[str, Sequence[Treatment]]
+"""The treatments that each layer may get, by its FQN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The layers' calls in the order of the forward, each with its choices.
+
+    Attributes:
+        model: predicts what the choices come to.
+        calls: the layer and the call's number within the layer, for each layer of `problem`.
+        menus: what each layer may get, without treatments that the device has no room for.
+        problem: for a solver. Its peaks are the model's own where each layer leaves as much behind after its backward
+            under every treatment, as eager layers do; else they may be off by the difference.
+    """
+
+    model: CostModel
+    calls: tuple[tuple[str, int], ...]
+    menus: Menus
+    problem: Problem = field(repr=False)
+
+    def treatments(self, choice: Sequence[int]) -> dict[str, Treatment]:
+        """What a solver's choice gives each layer."""
+        return {fqn: self.menus[fqn][option] for (fqn, _), option in zip(self.calls, choice, strict=True)}
+
+    def plan(self, choice: Sequence[int], layer_fqns: Sequence[str]) -> Plan:
+        """A solver's choice as a plan for the model's layers, in its canonical form."""
+        treatments = self.treatments(choice)
+        in_order = {fqn: treatments[fqn] for fqn in layer_fqns if fqn in treatments}
+        return Plan.from_treatments(in_order, compile=self.model.profile.compile)
+
+    def predict(self, choice: Sequence[int]) -> Prediction:
+        """What the model predicts for a solver's choice."""
+        return self.model.predict_treatments(self.treatments(choice))
+
+
+def stack_of(model: CostModel, menus: Menus) -> Stack:
+    """The problem of choosing from the menus.
+
+    Raises:
+        UnknownTreatmentError: a treatment of a menu was not profiled.
+        ActuneError: the layers' backwards do not come in the reverse order of their forwards.
+    """
+    profile = model.profile
+    costs: dict[str, dict[Treatment, LayerCost]] = {}
+    for role in profile.roles:
+        for fqn in role.layer_fqns:
+            known = {treatment: profile.cost(fqn, treatment) for treatment in menus[fqn]}
+            costs[fqn] = {treatment: cost for treatment, cost in known.items() if cost is not None}
+    first, steady = _Levels(model, model.first), _Levels(model, model.steady)
+    calls: list[tuple[str, int]] = []
+    layers = []
+    for slot in profile.steady.slots:
+        if slot.kind != "forward":
+            continue
+        within = sum(fqn == slot.layer_fqn for fqn, _ in calls)
+        calls.append((slot.layer_fqn, within))
+        layers.append(
+            LayerChoices(
+                tuple(
+                    _option(slot.call, (first, cost.first[within]), (steady, cost.steady[within]))
+                    for cost in costs[slot.layer_fqn].values()
+                ),
+                after_bytes=max(first.after_bytes(slot.call), steady.after_bytes(slot.call)),
+                tie=slot.layer_fqn,
+            )
+        )
+    problem = Problem(
+        layers=tuple(layers),
+        floor_bytes=max(first.floor_bytes, steady.floor_bytes),
+        base_time_s=sum(s.step_time_s for s in profile.steady.slots if s.kind in ("outer", "optimizer")),
+    )
+    return Stack(model, tuple(calls), {fqn: tuple(of_layer) for fqn, of_layer in costs.items()}, problem)
+
+
+def _option(call: int, *steps: tuple[_Levels, CallCost]) -> Option:
+    """What a treatment costs at a call, over the steps: bytes of the worst, time of the last."""
+    _, cost = steps[-1]
+    return Option(
+        kept_bytes=max(levels.kept_bytes(call, cost) for levels, cost in steps),
+        need_bytes=max(levels.need_bytes(call, cost) for levels, cost in steps),
+        time_s=sum(slot.step_time_s for slot in (cost.forward, cost.backward) if slot is not None),
+    )
+
+
+class _Levels:
+    """What is held at each slot of a step apart from what treatments make the layers keep.
+
+    Taken from the step under BASE: what its treatments keep is known, and the rest is the same under every plan.
+    """
+
+    def __init__(self, model: CostModel, frame: Frame) -> None:
+        base: dict[str, tuple[CallCost, ...]] = {}
+        for role in model.profile.roles:
+            cost = role.costs[BASE]
+            assert cost is not None, "the frame itself was taken under BASE"
+            base |= dict.fromkeys(role.layer_fqns, cost.first if frame is model.first else cost.steady)
+        self._own_input_bytes = _own_input_bytes(frame.inputs)
+        self._forward_bytes: dict[int, int] = {}
+        self._backward_bytes: dict[int, int] = {}
+        self._after_bytes: dict[int, int] = {}
+        self.floor_bytes = 0
+        kept = {call: self.kept_bytes(call, cost) for call, cost in frame.cost_of_calls(base).items()}
+        slots = frame.composed(base)
+        comes_back = {slot.call for slot in slots if slot.kind == "backward"}
+        calls: list[int] = []
+        running_bytes = frame.step.live_bytes
+        for slot in slots:
+            if slot.kind == "backward":
+                if not calls or calls[-1] != slot.call:
+                    raise ActuneError(
+                        f"the backward of {slot.layer_fqn} does not come in the reverse order of the layers' forwards, "
+                        "which the solver needs. Measure plans by `actune measure` instead."
+                    )
+                self._backward_bytes[slot.call] = running_bytes - sum(kept[call] for call in calls)
+                calls.pop()
+            else:
+                level_bytes = running_bytes - sum(kept[call] for call in calls)
+                if slot.kind == "forward":
+                    self._forward_bytes[slot.call] = level_bytes
+                    calls += [slot.call] if slot.call in comes_back else []
+                elif calls:
+                    highest = level_bytes + slot.peak_bytes
+                    self._after_bytes[calls[-1]] = max(self._after_bytes.get(calls[-1], 0), highest)
+                else:
+                    self.floor_bytes = max(self.floor_bytes, level_bytes + slot.peak_bytes)
+            running_bytes += slot.delta_bytes
+
+    def kept_bytes(self, call: int, cost: CallCost) -> int:
+        """What a call leaves behind until its backward: less the inputs that are its alone and that it lets go of.
+
+        A call without a backward keeps nothing: what it leaves behind is the same under every treatment.
+        """
+        if cost.backward is None:
+            return 0
+        dropped_bytes = sum(
+            size_bytes for position, size_bytes in self._own_input_bytes.get(call, ()) if not cost.holds_input[position]
+        )
+        return cost.forward.delta_bytes - dropped_bytes
+
+    def need_bytes(self, call: int, cost: CallCost) -> int:
+        """The most that is held while a call's forward or backward runs, over what the calls before it keep."""
+        forward = self._forward_bytes[call] + cost.forward.peak_bytes
+        if cost.backward is None:
+            return forward
+        return max(forward, self._backward_bytes[call] + self.kept_bytes(call, cost) + cost.backward.peak_bytes)
+
+    def after_bytes(self, call: int) -> int:
+        """The most that is held between a call and the next one, over what the calls up to it keep."""
+        return self._after_bytes.get(call, 0)
+
+
+def _own_input_bytes(inputs: Sequence[SharedInput]) -> dict[int, list[tuple[int, int]]]:
+    """Position and bytes of each call's inputs that no other call is given."""
+    own: dict[int, list[tuple[int, int]]] = {}
+    for shared in inputs:
+        if len(shared.takers) == 1:
+            call, position = shared.takers[0]
+            own.setdefault(call, []).append((position, shared.size_bytes))
+    return own

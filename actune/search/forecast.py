@@ -1,0 +1,92 @@
+"""What a search knows before it measures: the predicted frontier of its space, and what any of its plans costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from actune.cost.derive import derived_treatments
+from actune.cost.model import Prediction
+from actune.cost.optimum import PredictedPlan, best_plan, predicted_frontier
+from actune.cost.outlook import Outlook
+from actune.cost.stack import Stack
+from actune.engine import Engine
+from actune.errors import InfeasibleError
+from actune.op_trace import TraceLayers
+from actune.plan import CompileMode, Plan, Treatment
+from actune.records import ModelStructure
+from actune.search.space import ModelSpace
+
+DERIVED_SETS = 6
+FRONTIER_POINTS = 200
+
+
+class Forecast:
+    """Predicts the plans of a space on a target."""
+
+    def __init__(self, engine: Engine, structure: ModelStructure, space: ModelSpace) -> None:
+        self._engine = engine
+        self._structure = structure
+        self._space = space
+        self.outlook = Outlook(structure, engine.profile)
+        self._derived: Mapping[str, Sequence[Treatment]] | None = None
+
+    def predict(self, plan: Plan) -> Prediction:
+        """Peak and step time of a plan. Raises as `Outlook.learn`."""
+        return self.outlook.predict(plan)
+
+    def frontier(self, *, points: int = FRONTIER_POINTS) -> tuple[PredictedPlan, ...]:
+        """Plans that no other of the space is predicted to beat in both peak and step time, from the smallest peak.
+
+        Raises as `Outlook.learn`.
+        """
+        candidates = [
+            predicted
+            for mode in self._space.compile_modes
+            for predicted in predicted_frontier(self._stack(mode), self._structure.layer_fqns, points)
+        ]
+        return _not_beaten(candidates)
+
+    def best(self, budget_bytes: int) -> PredictedPlan:
+        """The plan of the space that is predicted to be the fastest that fits.
+
+        Raises:
+            InfeasibleError: none fits; with the smallest peak predicted of any.
+        """
+        found: list[PredictedPlan] = []
+        smallest: list[InfeasibleError] = []
+        for mode in self._space.compile_modes:
+            try:
+                found.append(best_plan(self._stack(mode), self._structure.layer_fqns, budget_bytes))
+            except InfeasibleError as error:
+                smallest.append(error)
+        if not found:
+            raise min(smallest, key=lambda error: error.smallest_peak_bytes or 0)
+        return min(found, key=lambda predicted: predicted.prediction.step_time_s or 0.0)
+
+    def _stack(self, mode: CompileMode) -> Stack:
+        menus = {
+            fqn: tuple(group.menu_under(mode).values()) for group in self._space.groups for fqn in group.layer_fqns
+        }
+        if mode == "off":
+            menus = {fqn: tuple(dict.fromkeys((*menu, *self._derived_of(fqn)))) for fqn, menu in menus.items()}
+        return self.outlook.stack(mode, menus)
+
+    def _derived_of(self, layer_fqn: str) -> Sequence[Treatment]:
+        """The save sets that the layer's op trace gives, beside those that the space names."""
+        if self._derived is None:
+            of_class = derived_treatments(self._engine.trace_layers(TraceLayers()), points=DERIVED_SETS)
+            self._derived = {
+                fqn: of_class.get(layer_class.name, ())
+                for layer_class in self._structure.classes
+                for fqn in layer_class.layer_fqns
+            }
+        return self._derived[layer_fqn]
+
+
+def _not_beaten(candidates: Sequence[PredictedPlan]) -> tuple[PredictedPlan, ...]:
+    """Those that none is better than in both, from the smallest peak up."""
+    frontier: list[PredictedPlan] = []
+    for candidate in sorted(candidates, key=lambda c: (c.prediction.peak_bytes or 0, c.prediction.step_time_s or 0.0)):
+        if not frontier or (candidate.prediction.step_time_s or 0.0) < (frontier[-1].prediction.step_time_s or 0.0):
+            frontier.append(candidate)
+    return tuple(frontier)
