@@ -42,6 +42,11 @@ class LayerClass:
     module_fqns: tuple[str, ...]
     linear_fqns: tuple[str, ...]
 
+    @property
+    def typical_fqn(self) -> str:
+        """The layer that stands for all: one in the middle, as the input of the first may need no gradient."""
+        return self.layer_fqns[len(self.layer_fqns) // 2]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelStructure:
@@ -226,6 +231,8 @@ class GradientReport:
         tolerance: largest relative L2 error accepted for a tensor, 0.0 if bitwise.
         largest_error: the largest one found.
         worst: the parameter it was found at, or `loss`.
+        compared: whether there were values to compare. There are none on a simulated device; then nothing else here
+            says anything.
     """
 
     equal: bool
@@ -233,6 +240,7 @@ class GradientReport:
     tolerance: float
     largest_error: float
     worst: str
+    compared: bool = True
     kind: Literal["gradients_compared"] = "gradients_compared"
 
 

@@ -13,7 +13,7 @@ Run = Callable[[TraceLayers], LayersTraced]
 
 
 def trace_classes(structure: ModelStructure, run: Run, *, batches: int = 3) -> LayersTraced:
-    """The op traces of the first layer of each class.
+    """The op traces of a typical layer of each class.
 
     Args:
         structure: the target's layers.
@@ -23,7 +23,7 @@ def trace_classes(structure: ModelStructure, run: Run, *, batches: int = 3) -> L
     Raises:
         DeviceMemoryError: the device has no room for the traced layers without AC even if all others are recomputed.
     """
-    fqns = tuple(layers.layer_fqns[0] for layers in structure.classes)
+    fqns = tuple(layer_class.typical_fqn for layer_class in structure.classes)
     try:
         return run(TraceLayers(_toml(Plan()), fqns, batches))
     except DeviceMemoryError:

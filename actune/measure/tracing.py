@@ -25,7 +25,7 @@ def trace_layers(workload: Workload, request: TraceLayers) -> LayersTraced:
         torch.OutOfMemoryError: the plan needs more than the device has.
     """
     plan = parse_plan(request.plan_toml)
-    fqns = request.layer_fqns or tuple(layers.layer_fqns[0] for layers in workload.structure.classes)
+    fqns = request.layer_fqns or tuple(layer_class.typical_fqn for layer_class in workload.structure.classes)
     _check(plan, fqns, workload)
     workload.restart()
     try:

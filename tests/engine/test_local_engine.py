@@ -65,8 +65,8 @@ def test_one_worker_serves_all_requests(engine_for, mark):
             measure(engine, FULL.replace('"*"', '"layers.9"'))
         assert len(engine.measure_rounds(MeasureRounds((NONE, FULL), 2)).samples) == 2
         assert engine.compare_gradients(CompareGradients(FULL, NONE)).equal
-        assert [trace.layer_fqn for trace in engine.trace_layers(TraceLayers(NONE)).layers] == ["layers.0"]
-        with pytest.raises(PlanError, match=r"'layers\.0' gets full"):
+        assert [trace.layer_fqn for trace in engine.trace_layers(TraceLayers(NONE)).layers] == ["layers.1"]
+        with pytest.raises(PlanError, match=r"'layers\.1' gets full"):
             engine.trace_layers(TraceLayers(FULL))
         assert marked_processes(mark) == before
         assert len(before) == 1

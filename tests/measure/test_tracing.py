@@ -63,7 +63,7 @@ def test_one_layer_of_each_class_in_order():
     traces = traced(MOE, batches=1)
     assert [(trace.class_name, trace.layer_fqn) for trace in traces.layers] == [
         ("TransformerBlock", "layers.0"),
-        ("MoETransformerBlock", "layers.1"),
+        ("MoETransformerBlock", "layers.2"),
     ]
     assert traces.sac_op_time_s >= 0
     assert from_json(LayersTraced, to_json(traces)) == traces
@@ -201,7 +201,7 @@ def test_a_loop_over_experts_that_the_router_hits(tmp_path):
 
 
 def test_other_layers_may_be_recomputed():
-    full = Plan.from_treatments({"layers.1": Treatment("full")})
+    full = Plan.from_treatments({"layers.0": Treatment("full")})
     alone, beside = traced(DENSE, batches=1), traced(DENSE, full, batches=1)
     assert [op.op_name for op in alone.layers[0].ops] == [op.op_name for op in beside.layers[0].ops]
     assert alone.layers[0].kept_bytes == beside.layers[0].kept_bytes
@@ -217,7 +217,7 @@ class UnusedLayer(Plain):
 @pytest.mark.parametrize(
     ("spec", "plan", "asked", "error", "message"),
     [
-        (DENSE, Plan.from_treatments({"layers.0": Treatment("full")}), {}, PlanError, "'layers.0' gets full"),
+        (DENSE, Plan.from_treatments({"layers.1": Treatment("full")}), {}, PlanError, "'layers.1' gets full"),
         (DENSE, Plan(compile="layer"), {}, PlanError, "hides the ops of layers"),
         (DENSE, Plan(), {"layer_fqns": ("layers.7",)}, PlanError, "'layers.7' is no layer of this model"),
         (
