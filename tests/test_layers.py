@@ -22,6 +22,7 @@ VALUES = {
     "target_spec",
     "step_profile",
     "op_trace",
+    "device_spec",
 }
 MAY_IMPORT = {
     "store": VALUES,

@@ -102,6 +102,8 @@ def _trial_table(trials: Sequence[dict[str, Any]], best: dict[str, Any] | None) 
 
 
 def _equality(best: dict[str, Any]) -> str:
+    if best["gradients_equal"] is None:
+        return "loss and gradients not compared: simulated"
     how = "bitwise" if best["gradients_bitwise"] else "within rounding"
     return f"loss and gradients equal to the run without AC, {how}"
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from actune.errors import UsageError
-from actune.measure.device import PeakProbe
+from actune.measure.device import PeakProbe, RealDevice
 from actune.measure.recording import MemoryRecorder, StepTimer, Stretch
 from actune.records import Environment, StepSample
 
 
-class CudaDevice:
+class CudaDevice(RealDevice):
     """One card. What other processes hold on it counts as lying outside the allocator, so use a card of your own."""
 
     warms_up = True

@@ -8,17 +8,22 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol, Self
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.utils._pytree import tree_map
 
+from actune.device_spec import PREFIX, device_names, load_device_spec
 from actune.errors import UsageError
 from actune.measure.allocations import AllocationTrace
+from actune.measure.materialize import materialize
 from actune.measure.recording import ClockTimer, MemoryRecorder, StepTimer
 from actune.records import Environment, StepSample
+from actune.targets import BoundTarget
 
 
 class PeakProbe(Protocol):
@@ -49,11 +54,29 @@ class Device(Protocol):
 
     Attributes:
         torch_device: where tensors of the target are.
+        computes: whether ops have values as results; on a simulated device, tensors have sizes and nothing more.
         warms_up: whether the first eager step does what later ones don't, such as choosing kernels.
     """
 
     torch_device: torch.device
+    computes: bool
     warms_up: bool
+
+    def build(self, target: BoundTarget) -> nn.Module:
+        """The target's model on the device.
+
+        Raises:
+            TargetError: the target's code raised, or does not say how its model is initialised.
+        """
+        ...
+
+    def fetch(self, make: Callable[[], Any]) -> Any:
+        """What `make` returns (tensors in lists, tuples and dicts), on the device."""
+        ...
+
+    def running(self) -> AbstractContextManager[None]:
+        """Within it, the target's steps run on the device."""
+        ...
 
     def environment(self) -> Environment:
         """What must match before two measurements are compared."""
@@ -100,10 +123,37 @@ def open_device(text: str) -> Device:
         from actune.measure.cuda import CudaDevice
 
         return CudaDevice(text)
-    raise UsageError(f"device '{text}' is not known. Expected cpu, cuda, or cuda:N for the card with the number N.")
+    if text.startswith(PREFIX):
+        from actune.measure.simulated import SimDevice
+
+        return SimDevice(load_device_spec(text.removeprefix(PREFIX)))
+    simulated = ", ".join(PREFIX + name for name in device_names())
+    raise UsageError(
+        f"device '{text}' is not known. Expected cpu, cuda, cuda:N for the card with the number N, or a simulated one: "
+        f"{simulated}."
+    )
 
 
-class CpuDevice:
+class RealDevice:
+    """What devices have in common whose ops compute."""
+
+    torch_device: torch.device
+    computes = True
+
+    def build(self, target: BoundTarget) -> nn.Module:
+        """The model on the device; one built on the meta device gets storage and its own initialisation."""
+        return materialize(target.model(), self.torch_device, target=target.name)
+
+    def fetch(self, make: Callable[[], Any]) -> Any:
+        """Tensors are copied to the device if they are elsewhere."""
+        return tree_map(lambda x: x.to(self.torch_device) if isinstance(x, Tensor) else x, make())
+
+    def running(self) -> AbstractContextManager[None]:
+        """Nothing has to be done."""
+        return nullcontext()
+
+
+class CpuDevice(RealDevice):
     """The processor. Peaks come from the allocator's own events; time is the wall's and the process's own."""
 
     warms_up = False

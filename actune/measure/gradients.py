@@ -28,12 +28,18 @@ def compare_gradients(workload: Workload, request: CompareGradients) -> Gradient
     other kernels, which may round differently: there half of the digits must agree (√ε of the coarsest dtype that the
     reference computes in).
 
+    A device that does not compute has nothing to compare: the report says so.
+
     Raises:
         PlanError: a plan does not fit the model.
         TargetError: the reference's loss or a gradient is not finite, so that nothing can be told from it.
         Exception: whatever the target raises under a plan.
     """
     plan, reference = parse_plan(request.plan_toml), parse_plan(request.reference_toml)
+    if not workload.device.computes:
+        return GradientReport(
+            equal=False, bitwise=False, tolerance=0.0, largest_error=0.0, worst="loss", compared=False
+        )
     compiled = plan.compile != "off" or reference.compile != "off"
     # Inductor draws its own random numbers; with this it draws eager's, so that dropout masks are comparable.
     with torch._inductor.config.patch(fallback_random=True):

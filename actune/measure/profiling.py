@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from actune.measure.marks import OPTIMIZER, LayerMarks
@@ -11,6 +12,8 @@ from actune.measure.recording import MemoryRecorder, StepTimer
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
 from actune.step_profile import PlanProfiled, ProfilePlan, Slot, StepProfile
+
+Recorder = MemoryRecorder | StepTimer
 
 
 def profile_plan(workload: Workload, request: ProfilePlan) -> PlanProfiled:
@@ -29,7 +32,8 @@ def profile_plan(workload: Workload, request: ProfilePlan) -> PlanProfiled:
         if request.with_optimizer:
             first = _recorded_step(workload, plan, 0, with_optimizer=True)
         steady = _recorded_step(workload, plan, int(request.with_optimizer), with_optimizer=request.with_optimizer)
-        steady = _timed(workload, plan, steady, request)
+        if workload.device.computes:
+            steady = _timed(workload, plan, steady, request)
     finally:
         workload.forget_plans()
         workload.restart()
@@ -41,20 +45,27 @@ def _recorded_step(workload: Workload, plan: Plan, step: int, *, with_optimizer:
     workload.fetch_batch(step)
     with workload.under(plan):
         live_bytes = workload.device.live_bytes(workload.bookkeeping)
-        recorder = workload.device.memory_recorder()
-        marks = _run_marked(workload, recorder, step, with_optimizer=with_optimizer)
+        recorder, timer = workload.device.memory_recorder(), workload.device.step_timer()
+        # A simulated clock does not mind what is recorded beside it.
+        recorders: list[Recorder] = [recorder] if workload.device.computes else [recorder, timer]
+        marks = _run_marked(workload, recorders, step, with_optimizer=with_optimizer)
+    times_s = [0.0] * len(recorder.stretches) if workload.device.computes else timer.stretches_s
     slots = [
-        Slot(mark.kind, mark.layer_fqn, mark.call, stretch.delta_bytes, stretch.peak_bytes, 0.0)
-        for mark, stretch in zip(marks.marks, recorder.stretches, strict=True)
+        Slot(mark.kind, mark.layer_fqn, mark.call, stretch.delta_bytes, stretch.peak_bytes, time_s)
+        for mark, stretch, time_s in zip(marks.marks, recorder.stretches, times_s, strict=True)
     ]
     return StepProfile(live_bytes, tuple(slots), tuple(marks.inputs.calls), tuple(marks.inputs.freed))
 
 
-def _run_marked(
-    workload: Workload, recorder: MemoryRecorder | StepTimer, step: int, *, with_optimizer: bool
-) -> LayerMarks:
-    marks = LayerMarks(recorder.mark)
-    with marks.at_layers(workload.model, workload.structure.layer_fqns), recorder:
+def _run_marked(workload: Workload, recorders: Sequence[Recorder], step: int, *, with_optimizer: bool) -> LayerMarks:
+    def mark() -> None:
+        for recorder in recorders:
+            recorder.mark()
+
+    marks = LayerMarks(mark)
+    with marks.at_layers(workload.model, workload.structure.layer_fqns), ExitStack() as stack:
+        for recorder in recorders:
+            stack.enter_context(recorder)
         workload.forward_backward(step)
         if with_optimizer:
             marks.begin(OPTIMIZER)
@@ -71,7 +82,7 @@ def _timed(workload: Workload, plan: Plan, profile: StepProfile, request: Profil
         workload.fetch_batch(step)
         timer = workload.device.step_timer()
         with workload.under(plan):
-            _run_marked(workload, timer, step, with_optimizer=request.with_optimizer)
+            _run_marked(workload, [timer], step, with_optimizer=request.with_optimizer)
         runs.append(timer.stretches_s)
     if not runs:
         return profile

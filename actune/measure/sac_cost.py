@@ -3,56 +3,43 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from actune.measure.workload import Workload
+from actune.op_trace import LayerTrace
+from actune.plan import Plan, Treatment
 
-from actune.ac import Application
-from actune.measure.device import Device
-from actune.plan import Plan, Rule, Treatment
-
-_OPS = 100
-_ROUNDS = 5
+_ROUNDS = 3
 
 
-class _SmallOps(nn.Module):
-    """Ops that take next to no time themselves. Each needs its input in the backward, so all are recomputed."""
+def sac_op_time_s(workload: Workload, traces: Sequence[LayerTrace]) -> float:
+    """Seconds that SAC adds to a step for each op of a region, over full AC.
 
-    def forward(self, x: Tensor) -> Tensor:
-        for _ in range(_OPS):
-            x = torch.sin(x)
-        return x
+    Steps with all layers recomputed, with SAC that keeps nothing and without it, side by side on the device's own clock.
+    It is the target's own layers that tell, and not a few small ops in a loop: those stay in the processor's caches, and
+    on a card nothing else would run meanwhile.
 
-
-class _OneLayer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = _SmallOps()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x)
-        return out
-
-
-def sac_op_time_s(device: Device) -> float:
-    """Seconds that SAC with rules by name adds to a step for each op of a region, over full AC.
-
-    On the device's own clock, as the median over a few rounds of one forward and backward each.
+    Args:
+        traces: of a layer of each class; each says how many ops the others of its class have.
     """
-    by_name = Treatment("selective", save_every_nth_mm=0, save_ops=(), save=(".::sin#1",))
-    model = _OneLayer()
-    x = torch.ones(1, device=device.torch_device, requires_grad=True)
-    times_s = {}
-    for treatment in (Treatment("full"), by_name):
-        application = Application(model, Plan((Rule(("layer",), treatment),)), ("layer",))
-        application.attach()
-        times_s[treatment.policy] = [_step_time_s(device, model, x) for _ in range(_ROUNDS)]
-        application.detach()
-    full_s, selective_s = (statistics.median(times_s[policy]) for policy in ("full", "selective"))
-    return max(0.0, selective_s - full_s) / _OPS
+    ops_of_class = {trace.class_name: trace.recomputed_ops for trace in traces}
+    classes = [layers for layers in workload.structure.classes if layers.name in ops_of_class]
+    ops = sum(ops_of_class[layers.name] * len(layers.layer_fqns) for layers in classes)
+    fqns = [fqn for layers in classes for fqn in layers.layer_fqns]
+    full, nothing_kept = (
+        Plan.from_treatments(dict.fromkeys(fqns, treatment))
+        for treatment in (Treatment("full"), Treatment("selective", save_every_nth_mm=0, save_ops=()))
+    )
+    differences_s = []
+    for step in range(1 + _ROUNDS):
+        workload.fetch_batch(step)
+        full_s, selective_s = (_step_time_s(workload, plan, step) for plan in (full, nothing_kept))
+        differences_s.append(selective_s - full_s)
+    return max(0.0, statistics.median(differences_s[1:])) / max(1, ops)
 
 
-def _step_time_s(device: Device, model: nn.Module, x: Tensor) -> float:
-    with (timer := device.step_timer()):
-        torch.autograd.grad(model(x), x)
+def _step_time_s(workload: Workload, plan: Plan, step: int) -> float:
+    workload.clear_gradients()
+    with workload.under(plan), workload.device.step_timer() as timer:
+        workload.forward_backward(step)
     return sum(timer.stretches_s)

@@ -31,11 +31,11 @@ def trace_layers(workload: Workload, request: TraceLayers) -> LayersTraced:
     try:
         workload.warm_up(plan)
         steps = [_traced_step(workload, plan, fqns, step) for step in range(request.batches)]
+        traces = tuple(_combined(workload, fqn, [step[fqn] for step in steps]) for fqn in fqns)
+        return LayersTraced(traces, sac_op_time_s(workload, traces))
     finally:
         workload.forget_plans()
         workload.restart()
-    traces = tuple(_combined(workload, fqn, [step[fqn] for step in steps]) for fqn in fqns)
-    return LayersTraced(traces, sac_op_time_s(workload.device))
 
 
 def _check(plan: Plan, fqns: Sequence[str], workload: Workload) -> None:

@@ -12,7 +12,7 @@ from actune.errors import ActuneError, PlanError, describe_error
 from actune.measure.device import PeakProbe
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
-from actune.records import Measured, Measurement, MeasurePlan, Outcome, SamplePair
+from actune.records import Measured, Measurement, MeasurePlan, Outcome, SamplePair, StepSample
 from actune.units import format_bytes
 
 PEAK_STEPS = 2
@@ -84,7 +84,13 @@ def _probe_step(workload: Workload, plan: Plan, step: int) -> PeakProbe:
 
 
 def _timed_pairs(workload: Workload, plan: Plan, reference: Plan, count: int) -> tuple[SamplePair, ...]:
-    """Steps of the plan and of the reference side by side, on the same batch, in alternating order."""
+    """Steps of the plan and of the reference side by side, on the same batch, in alternating order.
+
+    Where ops compute nothing, times repeat to the last digit, and one step of each stands for all.
+    """
+    if not workload.device.computes:
+        of_plan, of_reference = (_timed_step(workload, which, PEAK_STEPS) for which in (plan, reference))
+        return (SamplePair(of_plan, of_reference),) * count
     with workload.under(reference):
         workload.train_step(PEAK_STEPS)
     with workload.under(plan):
@@ -95,10 +101,14 @@ def _timed_pairs(workload: Workload, plan: Plan, reference: Plan, count: int) ->
         workload.fetch_batch(step)
         samples = {}
         for which in ((plan, reference), (reference, plan))[number % 2]:
-            with workload.under(which):
-                samples[id(which)] = workload.device.timed(partial(workload.train_step, step))
+            samples[id(which)] = _timed_step(workload, which, step)
         pairs.append(SamplePair(samples[id(plan)], samples[id(reference)]))
     return tuple(pairs)
+
+
+def _timed_step(workload: Workload, plan: Plan, step: int) -> StepSample:
+    with workload.under(plan):
+        return workload.device.timed(partial(workload.train_step, step))
 
 
 def failed_measurement(error: Exception, *, budget_bytes: int | None, workload: Workload) -> Measurement:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
 from actune.ac import Application
-from actune.errors import TargetError
+from actune.errors import PlanError, TargetError
 from actune.measure.device import Device
+from actune.measure.materialize import state_of
 from actune.plan import Plan, plan_hash
 from actune.profiler import discover, structure_fingerprint
 from actune.records import ModelStructure
@@ -48,9 +49,10 @@ class Workload:
                 f"target '{spec_text}' has parallelize(): it is trained by several processes, which this version does "
                 "not start. Remove parallelize() to tune the plan of one process."
             )
-        self.model = _materialize(self.target.model(), device.torch_device, target=spec_text)
+        self.model = device.build(self.target)
         self.structure: ModelStructure = discover(self.model, self.target.layer_fqns)
-        self._start = _copy_of_state(self.model)
+        # Where ops compute nothing, no step changes what tensors hold.
+        self._start = _copy_of_state(self.model) if device.computes else {}
         self._applications: dict[str, Application] = {}
         self._optimizer: Optimizer | None = None
         self._batches: dict[int, Any] = {}
@@ -77,8 +79,9 @@ class Workload:
         self._batches.clear()
         self.model.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for name, tensor in _state(self.model):
-                tensor.copy_(self._start[name])
+            for name, tensor in state_of(self.model):
+                if name in self._start:
+                    tensor.copy_(self._start[name])
         self.device.release_cached()
 
     def start_optimizer(self) -> None:
@@ -88,9 +91,7 @@ class Workload:
     def fetch_batch(self, step: int) -> Any:
         """The batch of a step on the device; only the latest is kept."""
         if step not in self._batches:
-            device = self.device.torch_device
-            moved = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, self.target.batch(step))
-            self._batches = {step: moved}
+            self._batches = {step: self.device.fetch(partial(self.target.batch, step))}
         return self._batches[step]
 
     def clear_gradients(self) -> None:
@@ -132,7 +133,7 @@ class Workload:
 
     @contextmanager
     def under(self, plan: Plan) -> Iterator[None]:
-        """Runs the block with the plan applied.
+        """Runs the block on the device with the plan applied.
 
         The regions of a plan are made once: switching between plans costs microseconds, and compiled code is kept until
         `forget_plans`.
@@ -140,13 +141,19 @@ class Workload:
         Raises:
             PlanError: the plan does not fit the model.
         """
+        if plan.compile != "off" and not self.device.computes:
+            raise PlanError(
+                f"compile: '{plan.compile}' can't be simulated: only eager ops can. Set compile = \"off\", or measure "
+                "on a real device."
+            )
         key = plan_hash(plan)
         if key not in self._applications:
             self._applications[key] = Application(self.model, plan, self.structure.layer_fqns)
         application = self._applications[key]
         application.attach()
         try:
-            yield
+            with self.device.running():
+                yield
         finally:
             application.detach()
 
@@ -158,45 +165,5 @@ class Workload:
             torch._dynamo.reset()
 
 
-def _state(model: nn.Module, *, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(recurse=recurse)
-    yield from model.named_buffers(recurse=recurse)
-
-
 def _copy_of_state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in _state(model)}
-
-
-def _materialize(model: nn.Module, device: torch.device, *, target: str) -> nn.Module:
-    """The model on the device; one built on the meta device gets storage and its own initialisation.
-
-    Raises:
-        TargetError: a model on the meta device does not say how it is initialised.
-    """
-    if not any(tensor.is_meta for _, tensor in _state(model)):
-        return model.to(device)
-    uninitialised = [m for m in model.modules() if any(t.is_meta for _, t in _state(m, recurse=False))]
-    shared: dict[Tensor, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        shared.setdefault(parameter, []).append(name)
-    # As nn.Module.to_empty, which would also forget what is there already, and what is shared.
-    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
-    for first, *others in shared.values():
-        for name in others:
-            parent, _, own_name = name.rpartition(".")
-            setattr(model.get_submodule(parent), own_name, model.get_parameter(first))
-    for name in ("init_weights", "init_states"):  # transformers and torchtitan; plain torch has reset_parameters
-        initialise = getattr(model, name, None)
-        if callable(initialise):
-            with torch.no_grad():
-                initialise()
-            return model
-    without = [type(m).__name__ for m in uninitialised if not hasattr(m, "reset_parameters")]
-    if without:
-        raise TargetError(
-            f"target '{target}' builds its model on the meta device, and {without[0]} has no reset_parameters(). Give "
-            "the model a method init_weights() that fills all parameters and buffers."
-        )
-    for module in uninitialised:
-        module.reset_parameters()  # type: ignore[operator]
-    return model
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state_of(model)}

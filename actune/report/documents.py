@@ -128,8 +128,8 @@ def _best(
         "relative_step_time_high": entry.relative_high,
         "trial": trial.number,
         "plan_toml": verdict.best_toml,
-        "gradients_equal": report.equal,
-        "gradients_bitwise": report.bitwise,
+        "gradients_equal": report.equal if report.compared else None,
+        "gradients_bitwise": report.bitwise if report.compared else None,
     }
 
 

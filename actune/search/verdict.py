@@ -37,7 +37,8 @@ def decide(
     """Measures the best three plans that fit and the presets again, in interleaved rounds, and picks the winner.
 
     The fastest one is compared with the run without AC (with the reference plan where that does not run): loss and
-    every gradient. If it fails, the next fastest is compared. A plan that fails is never the best.
+    every gradient. If it fails, the next fastest is compared. A plan that fails is never the best. On a simulated
+    device nothing can be compared, and the fastest is the best.
 
     Raises:
         TargetError: the final comparison itself crashed or hung.
@@ -58,7 +59,7 @@ def decide(
             continue
         report = _check_gradients(study, trials, trial, engine, no_ac_runs=no_ac_runs)
         gradients.append((trial.plan_hash, report))
-        if report.equal:
+        if report.equal or not report.compared:
             best = trial
             break
     return Verdict(

@@ -37,7 +37,7 @@ def test_parallelize_is_refused():
 
 @pytest.mark.parametrize("text", ["tpu", "cuda:x", "cpu:0", ""])
 def test_unknown_devices(text):
-    with pytest.raises(UsageError, match=rf"device '{text}' is not known\. Expected cpu, cuda, or cuda:N"):
+    with pytest.raises(UsageError, match=rf"device '{text}' is not known\. Expected cpu, cuda, cuda:N"):
         open_device(text)
 
 

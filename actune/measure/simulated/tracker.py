@@ -1,0 +1,117 @@
+"""What a step on fake tensors allocates and frees, and how long it takes, op by op."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from actune.ac.ops import Op
+from actune.measure.simulated.caching_allocator import Event, rounded_bytes
+from actune.units import format_bytes
+
+OpTime = Callable[[Op, tuple[Any, ...], dict[str, Any], Any], float]
+
+PICOSECONDS = 1_000_000_000_000
+
+
+class StorageTracker(TorchDispatchMode):
+    """Follows storages from the op that makes them to their end, and moves a clock on at each op.
+
+    It is entered above the FakeTensorMode, so that it sees what a dispatch mode sees on a real device: views share
+    their storage, and temporaries inside ops are unseen.
+
+    Attributes:
+        live_bytes: held right now, each storage rounded as the allocator does.
+        highest_bytes: the most that was held since `begin_stretch`.
+        clock_ps: an integer, since differences of it must not depend on what ran before.
+        limit_bytes: beyond it, an allocation is out of memory; None for no limit.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, op_time_s: OpTime) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live_bytes = 0
+        self.highest_bytes = 0
+        self.clock_ps = 0
+        self.limit_bytes: int | None = None
+        self._op_time_s = op_time_s
+        # By the storage's address: its weak reference, its number on the tape, its bytes.
+        self._held: dict[int, tuple[weakref.ref[torch.UntypedStorage], int, int]] = {}
+        self._allocations = 0
+        self._tape: list[Event] = []
+
+    def __torch_dispatch__(self, op: Op, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Runs the op, notes the storages that it makes, and moves the clock on."""
+        kwargs = kwargs or {}
+        output = op(*args, **kwargs)
+        if isinstance(output, Tensor):
+            self.hold(output)
+        elif isinstance(output, tuple | list):
+            for item in output:
+                if isinstance(item, Tensor):
+                    self.hold(item)
+        elif output is not None:
+            return output  # a device, a size, a number: nothing ran on the device
+        self.clock_ps += round(self._op_time_s(op, args, kwargs, output) * PICOSECONDS)
+        return output
+
+    def hold(self, tensor: Tensor) -> None:
+        """Counts the tensor's storage from here on, if it is not counted yet.
+
+        Raises:
+            torch.OutOfMemoryError: more than `limit_bytes` are held with it.
+        """
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address in self._held:
+            return
+        size_bytes = rounded_bytes(storage.nbytes())
+        reference = weakref.ref(storage, lambda _: self._release(address))
+        self._held[address] = reference, self.allocate(size_bytes), size_bytes
+
+    def _release(self, address: int) -> None:
+        _, number, size_bytes = self._held.pop(address)
+        self.free(number, size_bytes)
+
+    def allocate(self, size_bytes: int) -> int:
+        """Holds bytes, and returns the number by which they are freed."""
+        self._allocations += 1
+        if size_bytes:
+            self._tape.append((self._allocations, size_bytes))
+            self.live_bytes += size_bytes
+            self.highest_bytes = max(self.highest_bytes, self.live_bytes)
+            self._check_limit(size_bytes)
+        return self._allocations
+
+    def free(self, number: int, size_bytes: int) -> None:
+        """Ends an allocation."""
+        if size_bytes:
+            self._tape.append((number, 0))
+            self.live_bytes -= size_bytes
+
+    def _check_limit(self, size_bytes: int) -> None:
+        if self.limit_bytes is not None and self.live_bytes > self.limit_bytes:
+            raise torch.OutOfMemoryError(
+                f"the simulated device is out of memory: {format_bytes(size_bytes)} more make "
+                f"{format_bytes(self.live_bytes)} allocated, and there is room for {format_bytes(self.limit_bytes)}"
+            )
+
+    def begin_stretch(self) -> None:
+        """From here on `highest_bytes` counts anew."""
+        self.highest_bytes = self.live_bytes
+
+    def begin_tape(self) -> None:
+        """From here on `tape` is written anew; it begins with what is held."""
+        held = sorted((number, size_bytes) for _, number, size_bytes in self._held.values() if size_bytes)
+        self._tape = list(held)
+
+    @property
+    def tape(self) -> list[Event]:
+        """Allocations and frees since `begin_tape`."""
+        return self._tape
