@@ -1,4 +1,4 @@
-"""Targets of `prediction.py` that no built-in one stands for: biases and dropout, and an encoder-decoder."""
+"""Targets of `prediction.py` that no built-in one stands for: biases and dropout, an encoder-decoder, routed bytes."""
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,37 @@ class EncoderDecoder:
             "input_ids": torch.randint(VOCABULARY, (4, TOKENS), generator=generator),
             "labels": torch.randint(VOCABULARY, (4, TOKENS // 2), generator=generator),
         }
+
+    def loss(self, model, batch):
+        return model(**batch).loss
+
+
+class LoopOverExperts:
+    """Qwen3-MoE of transformers with its loop over experts: what a layer holds depends on where tokens are routed."""
+
+    def model(self):
+        from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+        config = Qwen3MoeConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=128,
+            moe_intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            num_experts=4,
+            num_experts_per_tok=2,
+            mlp_only_layers=[],
+            use_cache=False,
+            experts_implementation="eager",
+        )
+        return Qwen3MoeForCausalLM(config)
+
+    def batch(self, step):
+        tokens = torch.randint(VOCABULARY, (2, TOKENS), generator=torch.Generator().manual_seed(step))
+        return {"input_ids": tokens, "labels": tokens}
 
     def loss(self, model, batch):
         return model(**batch).loss
