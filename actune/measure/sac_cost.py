@@ -15,9 +15,9 @@ _ROUNDS = 3
 def sac_op_time_s(workload: Workload, traces: Sequence[LayerTrace]) -> float:
     """Seconds that SAC adds to a step for each op of a region, over full AC.
 
-    Steps with all layers recomputed, with SAC that keeps nothing and without it, side by side on the device's own clock.
-    It is the target's own layers that tell, and not a few small ops in a loop: those stay in the processor's caches, and
-    on a card nothing else would run meanwhile.
+    From steps with all layers recomputed, with SAC that keeps nothing and without it, side by side on the device's own
+    clock. It is the target's own layers that tell, and not a few small ops in a loop: those stay in the processor's
+    caches, and on a card nothing else would run meanwhile.
 
     Args:
         traces: of a layer of each class; each says how many ops the others of its class have.
