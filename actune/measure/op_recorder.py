@@ -35,6 +35,9 @@ _CHOOSING = frozenset(
     {"topk", "sort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "mode", "median", "multinomial"}
 )
 
+# A fake tensor, and a subclass, are asked for their device and shape through the dispatcher. That is no work.
+_QUESTIONS = SAC_IGNORED_OPS - {torch.ops.aten.detach.default}
+
 
 @dataclass(slots=True)
 class _Seen:
@@ -235,7 +238,7 @@ class OpRecorder(TorchDispatchMode):
         kwargs = kwargs or {}
         mark = self._running()
         recording = self._recording_at(mark)
-        if recording is None:
+        if recording is None or op in _QUESTIONS:
             return op(*args, **kwargs)
         self._timer.mark()
         output = op(*args, **kwargs)

@@ -1,6 +1,7 @@
 """Traces of layers against what the marks measure, and against what SAC itself counts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,20 @@ MOE = "moe-tiny?batch=2&seq=32&layers=3"
 
 def workload_of(spec):
     return Workload(spec, open_device("cpu"), seed=0)
+
+
+def test_a_simulated_device_runs_the_same_ops(dense):
+    """Fake tensors, and a clock that is the same on each run."""
+    workloads = [Workload(DENSE, open_device("sim:tiny"), seed=0) for _ in range(2)]
+    one, other = (trace_layers(workload, TraceLayers(dump_plan(Plan()))) for workload in workloads)
+    assert one == other
+    (simulated,) = one.layers
+    assert [without_time(op) for op in simulated.ops] == [without_time(op) for op in dense.ops]
+    assert simulated.recompute_time_s > 0
+
+
+def without_time(op):
+    return replace(op, time_s=0.0)
 
 
 def traced(spec, plan=None, **asked):
