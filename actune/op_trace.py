@@ -211,7 +211,8 @@ class LayersTraced:
 
     Attributes:
         layers: one for each layer asked for.
-        sac_op_time_s: what SAC itself costs for each op of a region, over its forward and its recomputation.
+        sac_op_time_s: what SAC itself costs for each op of a region, over its forward and its recomputation; 0.0 on a
+            simulated device, whose clock knows the ops alone.
     """
 
     layers: tuple[LayerTrace, ...]
