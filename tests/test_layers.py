@@ -23,6 +23,7 @@ VALUES = {
     "step_profile",
     "op_trace",
     "device_spec",
+    "predictions",
 }
 MAY_IMPORT = {
     "store": VALUES,

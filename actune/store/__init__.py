@@ -1,4 +1,4 @@
-"""What a search remembers: studies, trials, measurements and verdicts, in one database beside Optuna's own tables.
+"""What a search remembers: studies, trials, predictions, verdicts and more, in one database beside Optuna's own tables.
 
 The one home of SQLAlchemy, alembic and filelock. Optuna is told of the database by `Store.url`; its home is the search.
 """

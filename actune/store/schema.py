@@ -15,7 +15,7 @@ from actune.records import Environment, StudySettings, TargetInfo
 from actune.store.names import MAX_STUDY_NAME_LENGTH
 from actune.store.verdicts import Comparison
 
-HEAD_REVISION = "0001"  # of the migrations; here too, so that a database that is up to date needs no alembic
+HEAD_REVISION = "0002"  # of the migrations; here too, so that a database that is up to date needs no alembic
 VERSION_TABLE = "actune_alembic_version"  # Optuna's has alembic's default name
 
 _HASH_LENGTH = 64
@@ -135,6 +135,17 @@ trials = sa.Table(
     sa.Column("reused", sa.Boolean, nullable=False),
     sa.Column("started_at", sa.String(_TIME_LENGTH), nullable=False),
     sa.Column("finished_at", sa.String(_TIME_LENGTH), nullable=False),
+)
+
+predictions = sa.Table(
+    "actune_predictions",
+    metadata,
+    sa.Column("study_id", sa.ForeignKey(studies.c.id), primary_key=True),
+    sa.Column("plan_hash", sa.ForeignKey(plans.c.plan_hash), primary_key=True),
+    sa.Column("preset", sa.String(100)),
+    sa.Column("peak_bytes", sa.BigInteger),
+    sa.Column("step_time_s", sa.Double),
+    sa.Column("on_frontier", sa.Boolean, nullable=False),
 )
 
 verdicts = sa.Table(

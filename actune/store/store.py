@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,15 +16,18 @@ import sqlalchemy as sa
 
 from actune.boundary import shorten, to_json
 from actune.errors import StorageError, UsageError
+from actune.predictions import PredictionRecord
 from actune.records import Environment, Measurement, StudyRecord, StudySettings, TargetInfo, TrialRecord, Verdict
 from actune.store import rows
 from actune.store.connect import WRITES, create_engine, use_wal
 from actune.store.failures import storage_errors
+from actune.store.foreseen import read_predictions, write_predictions
 from actune.store.location import Location, parse_location
 from actune.store.migrate import ensure_schema, no_studies_yet
 from actune.store.names import validate_study_name
+from actune.store.plan_texts import keep_plans, read_plan
 from actune.store.reuse import MeasurementKey, find_equal, find_settled
-from actune.store.schema import measurements, plans, samples, studies, trials, verdicts
+from actune.store.schema import measurements, samples, studies, trials, verdicts
 from actune.store.summary import StudySummary, read_summaries
 
 BUSY_TIMEOUT_S = 60.0
@@ -40,7 +43,7 @@ def environment_fingerprint(environment: Environment) -> str:
 
 
 class Store:
-    """Studies, trials, measurements and verdicts in a database.
+    """Studies, trials, measurements, predictions and verdicts in a database.
 
     Every method that touches the database raises StorageError where it can't be read or written, and every one that
     takes a study's name raises UsageError where there is none of that name. A write is one transaction: it is there as
@@ -184,7 +187,7 @@ class Store:
                         f"another result. Has another search written to it? Start a new study with --study."
                     )
                 return
-            _keep_plan(connection, trial)
+            keep_plans(connection, {trial.plan_hash: trial.plan_toml})
             key = MeasurementKey(row.target_fingerprint, row.environment_fingerprint, trial.plan_hash, reference_hash)
             if trial.reused:
                 measurement_id = find_equal(connection, key, trial.measurement)
@@ -230,21 +233,38 @@ class Store:
             return find_settled(connection, key, budget_bytes=budget_bytes)
 
     def plan_toml(self, plan_hash: str) -> str:
-        """The text of a plan that a trial ran.
+        """The text of a plan that a study ran or predicted.
 
         Raises:
             UsageError: there is no plan of that hash.
         """
         with self._reading() as connection:
-            toml: str | None = connection.execute(
-                sa.select(plans.c.toml).where(plans.c.plan_hash == plan_hash)
-            ).scalar()
+            toml = read_plan(connection, plan_hash)
         if toml is None:
             raise UsageError(
                 f"no plan with the hash {shorten(plan_hash)} at {self._location.label}. Expected a `plan_hash` that "
                 f"`actune show` prints."
             )
         return toml
+
+    # Predictions
+
+    def save_predictions(self, study: str, records: Iterable[PredictionRecord]) -> None:
+        """Stores what is predicted of plans, in one transaction.
+
+        Where a plan has a prediction in the study already, the new numbers replace the old ones. Its preset's name
+        stays if the new record has none, and so does its place on the frontier.
+
+        Raises:
+            ValueError: a plan of the same hash is stored with another text.
+        """
+        with self._writing() as connection:
+            write_predictions(connection, self._study_row(connection, study).id, records)
+
+    def predictions(self, study: str) -> tuple[PredictionRecord, ...]:
+        """What the study predicted, from the smallest predicted peak up; without one, last."""
+        with self._reading() as connection:
+            return read_predictions(connection, self._study_row(connection, study).id)
 
     # Verdicts
 
@@ -321,21 +341,6 @@ def _check_file(location: Location, *, create: bool) -> None:
 
 def _study_id(connection: sa.Connection, name: str) -> int | None:
     return connection.execute(sa.select(studies.c.id).where(studies.c.name == name)).scalar()
-
-
-def _plan_toml(connection: sa.Connection, plan_hash: str) -> str | None:
-    return connection.execute(sa.select(plans.c.toml).where(plans.c.plan_hash == plan_hash)).scalar()
-
-
-def _keep_plan(connection: sa.Connection, trial: TrialRecord) -> None:
-    known = _plan_toml(connection, trial.plan_hash)
-    if known is None:
-        connection.execute(plans.insert().values(plan_hash=trial.plan_hash, toml=trial.plan_toml))
-    elif known != trial.plan_toml:
-        raise ValueError(
-            f"trial {trial.number}: plan {trial.plan_hash} is stored with another text; trials take plans as "
-            f"`dump_plan(plan, with_provenance=False)` writes them"
-        )
 
 
 def _insert_measurement(

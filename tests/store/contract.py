@@ -21,6 +21,7 @@ from .examples import (
     TARGET,
     VERDICT,
     measurement,
+    prediction,
     trial,
 )
 
@@ -92,6 +93,8 @@ class StoreTestCase:
             lambda: store.trials("x"),
             lambda: store.verdict("x"),
             lambda: store.save_verdict("x", VERDICT),
+            lambda: store.predictions("x"),
+            lambda: store.save_predictions("x", []),
             lambda: record(store, "x", 0),
         ):
             with pytest.raises(UsageError, match="no study 'x'"):
@@ -227,6 +230,47 @@ class StoreTestCase:
         store.record_trial("a", oom, reference_hash=REFERENCE_HASH, budget_bytes=10)
         assert self.find(store, plan, budget_bytes=10) == Measurement(Outcome.OOM)
         assert self.find(store, plan, budget_bytes=2**40) == measurement(0)
+
+    # Predictions
+
+    def test_predictions_come_back_equal_and_by_peak(self, store: Store) -> None:
+        no_room = prediction(0, preset="none", peak_bytes=None, step_time_s=None)
+        large, small, slower = prediction(1), prediction(2, peak_bytes=7), prediction(3, peak_bytes=7, step_time_s=1.0)
+        store.save_predictions("a", [no_room, large])
+        store.save_predictions("a", [slower, small])
+        assert store.predictions("a") == (small, slower, large, no_room)
+        assert store.plan_toml(small.plan_hash) == small.plan_toml
+
+    def test_later_prediction_of_a_plan_has_the_numbers_and_keeps_name_and_place(self, store: Store) -> None:
+        store.save_predictions("a", [prediction(0, preset="sac"), prediction(0, on_frontier=True)])
+        store.save_predictions("a", [prediction(0, peak_bytes=5, step_time_s=2.5)])
+        assert store.predictions("a") == (prediction(0, preset="sac", peak_bytes=5, step_time_s=2.5, on_frontier=True),)
+        store.save_predictions("a", [prediction(0, peak_bytes=None, step_time_s=None)])
+        assert store.predictions("a") == (prediction(0, preset="sac", peak_bytes=None, step_time_s=None),)
+
+    def test_predictions_belong_to_their_study_and_share_plans_with_trials(self, store: Store) -> None:
+        store.create_study("b", SETTINGS, TARGET, ENVIRONMENT)
+        store.save_predictions("a", [prediction(0)])
+        record(store, "b", 0)
+        store.save_predictions("b", [prediction(0, peak_bytes=1), prediction(1)])
+        assert store.predictions("a") == (prediction(0),)
+        assert store.predictions("b") == (prediction(0, peak_bytes=1), prediction(1))
+
+    def test_prediction_of_a_known_hash_with_another_text_is_refused_as_a_whole(self, store: Store) -> None:
+        record(store, "a", 0)
+        impostor = replace(prediction(0), plan_toml="schema = 2\n")
+        with pytest.raises(ValueError, match="stored with another text"):
+            store.save_predictions("a", [prediction(1), impostor])
+        assert store.predictions("a") == ()
+
+    @pytest.mark.parametrize("step_time_s", [float("nan"), float("inf"), -1.0])
+    def test_prediction_that_is_no_time_can_not_be_made(self, step_time_s: float) -> None:
+        with pytest.raises(ValueError, match="Expected a finite number"):
+            prediction(0, step_time_s=step_time_s)
+
+    def test_frontier_has_numbers(self) -> None:
+        with pytest.raises(ValueError, match="on the frontier without"):
+            prediction(0, peak_bytes=None, on_frontier=True)
 
     # Verdicts and lists
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from actune.predictions import PredictionRecord
 from actune.records import (
     Environment,
     GradientReport,
@@ -100,6 +101,19 @@ def trial(
         started_at="2025-01-02T03:04:05.678+00:00",
         finished_at="2025-01-02T03:05:05.678+00:00",
     )
+
+
+def prediction(
+    number: int,
+    *,
+    preset: str | None = None,
+    peak_bytes: int | None = 2**36 + 3,
+    step_time_s: float | None = 0.1 + 0.2,
+    on_frontier: bool = False,
+) -> PredictionRecord:
+    """Of the plan that the trial of that number runs."""
+    plan = trial(number)
+    return PredictionRecord(plan.plan_hash, plan.plan_toml, preset, peak_bytes, step_time_s, on_frontier)
 
 
 FAILED = Measurement(outcome=Outcome.CRASHED, message="killed by signal 9", detail="Traceback …\n  'é' \x1b[0m\n")

@@ -20,6 +20,8 @@ from actune.store import Store
 from actune.store.migrate import MIGRATIONS
 from actune.store.schema import HEAD_REVISION, VERSION_TABLE, metadata
 
+from .examples import ENVIRONMENT, SETTINGS, TARGET, prediction, trial
+
 
 def differences(path: Path, expected: sa.MetaData) -> list[object]:
     def is_ours(name: str | None, kind: str, _parents: object) -> bool:
@@ -86,13 +88,31 @@ def test_head_in_the_code_is_the_migrations_head() -> None:
     assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == HEAD_REVISION
 
 
+def test_database_of_the_first_schema_is_upgraded_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    url = f"sqlite:///{path}"
+    with Store.open(url, create=True) as store:
+        store.create_study("a", SETTINGS, TARGET, ENVIRONMENT)
+        store.record_trial("a", trial(0), reference_hash=None, budget_bytes=None)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE actune_predictions")
+        connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '0001'")
+        connection.commit()
+    with Store.open(url, create=False) as store:
+        assert store.trials("a") == [trial(0)]
+        assert store.predictions("a") == ()
+        store.save_predictions("a", [prediction(0)])
+        assert store.predictions("a") == (prediction(0),)
+    assert differences(path, metadata) == []
+
+
 def test_newer_schema_is_refused_and_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
         connection.commit()
     before = path.read_bytes()
     for create in (False, True):
-        with pytest.raises(StorageError, match=r"newer actune: its schema is '9999'.*'0001'\. Upgrade actune"):
+        with pytest.raises(StorageError, match=r"newer actune: its schema is '9999'.*'0002'\. Upgrade actune"):
             Store.open(f"sqlite:///{path}", create=create)
     assert path.read_bytes() == before
 

@@ -1,0 +1,37 @@
+"""What a study remembers of a plan that it predicted, whether or not it ran it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRecord:
+    """A plan as the cost model sees it before any trial of it.
+
+    Attributes:
+        plan_hash: of the plan.
+        plan_toml: as `dump_plan(plan, with_provenance=False)` writes it.
+        preset: the preset's name if the plan is one.
+        peak_bytes: predicted; None if the device has no room for a treatment of the plan.
+        step_time_s: predicted, of a step after the optimizer's first; None as well then.
+        on_frontier: whether no other plan of the space is predicted to beat it in both.
+    """
+
+    plan_hash: str
+    plan_toml: str
+    preset: str | None
+    peak_bytes: int | None
+    step_time_s: float | None
+    on_frontier: bool
+
+    def __post_init__(self) -> None:
+        for name in ("peak_bytes", "step_time_s"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"plan {self.plan_hash}: {name} is {value}. Expected a finite number from 0 up, or None."
+                )
+        if self.on_frontier and (self.peak_bytes is None or self.step_time_s is None):
+            raise ValueError(f"plan {self.plan_hash} is on the frontier without a predicted peak and step time.")
