@@ -144,11 +144,17 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class LoadTarget:
-    """Build the target, find its layers, and keep both. The first request of a worker's life."""
+    """Build the target, find its layers, and keep both. The first request of a worker's life.
+
+    Attributes:
+        world_size: over how many devices parameters, gradients and optimizer state are sharded evenly; more than one
+            only if the device is simulated.
+    """
 
     spec: str
     device: str
     seed: int
+    world_size: int = 1
     kind: Literal["load"] = "load"
 
 
@@ -278,6 +284,7 @@ class StudySettings:
         trials: how many plans are measured in all.
         timeout_s: cap on the whole search, None for none.
         trial_timeout_s: cap on one request to a worker.
+        world_size: as in LoadTarget; studies from before it have one device.
     """
 
     target: str
@@ -293,6 +300,7 @@ class StudySettings:
     trial_timeout_s: float
     timed_pairs: int
     verdict_rounds: int
+    world_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)
