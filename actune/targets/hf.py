@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from actune.errors import UsageError
 from actune.target_spec import TargetSpec
@@ -37,8 +40,26 @@ class HfTarget:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The model's own loss, a scalar."""
-        loss: Tensor = model(**batch).loss
+        with _no_packed_sequences() if isinstance(batch["input_ids"], FakeTensor) else nullcontext():
+            loss: Tensor = model(**batch).loss
         return loss
+
+
+@contextmanager
+def _no_packed_sequences() -> Iterator[None]:
+    """Within the block, transformers takes each row of a batch for one sequence, as the target's batches are.
+
+    It reads that from the positions. Where tensors have no values it can't, and to be safe it would give every layer
+    a mask of all pairs of tokens, and with it another attention kernel than the one that trains.
+    """
+    from transformers import masking_utils
+
+    find = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = find
 
 
 def hf_target(spec: TargetSpec) -> HfTarget:

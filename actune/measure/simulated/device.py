@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ from actune.errors import TargetError
 from actune.measure.recording import Stretch
 from actune.measure.simulated.building import build_fake_model
 from actune.measure.simulated.caching_allocator import AllocatorFullError, replay
+from actune.measure.simulated.card_ops import card_ops
 from actune.measure.simulated.roofline import Roofline
 from actune.measure.simulated.tracker import PICOSECONDS, StorageTracker
 from actune.records import Environment, StepSample
@@ -53,6 +54,7 @@ class SimDevice:
         self._tracker = StorageTracker(self.roofline.op_time_s)
         self._cap_bytes = spec.total_bytes
         self._is_running = False
+        self._has_failed = False
         self.set_cap(None)
 
     def environment(self) -> Environment:
@@ -101,9 +103,12 @@ class SimDevice:
         gc.disable()
         self._is_running = True
         try:
-            with self._fake_mode, self._tracker:
+            with self._fake_mode, self._tracker, card_ops() if self.spec.kernels == "cuda" else nullcontext():
                 yield
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        except BaseException as error:
+            self._has_failed = True
+            if not isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+                raise
             raise TargetError(
                 f"the target can't be simulated: {error.func} needs the values of a tensor, and on a simulated device "
                 "tensors have only sizes. Shapes and branches that depend on data, or .item(), have to go; or measure "
@@ -145,7 +150,9 @@ class SimDevice:
 
     def release_cached(self) -> None:
         """The allocator starts again from what is live."""
-        gc.collect(1)
+        # A step's own objects are young. Those of one that failed grew old while the error was on its way.
+        gc.collect(2 if self._has_failed else 1)
+        self._has_failed = False
         self._tracker.begin_tape()
 
     def reserved_bytes(self) -> int:

@@ -74,6 +74,7 @@ class StorageTracker(TorchDispatchMode):
         size_bytes = rounded_bytes(storage.nbytes())
         reference = weakref.ref(storage, lambda _: self._release(address))
         self._held[address] = reference, self.allocate(size_bytes), size_bytes
+        self.check_limit(size_bytes)
 
     def _release(self, address: int) -> None:
         _, number, size_bytes = self._held.pop(address)
@@ -86,7 +87,6 @@ class StorageTracker(TorchDispatchMode):
             self._tape.append((self._allocations, size_bytes))
             self.live_bytes += size_bytes
             self.highest_bytes = max(self.highest_bytes, self.live_bytes)
-            self._check_limit(size_bytes)
         return self._allocations
 
     def free(self, number: int, size_bytes: int) -> None:
@@ -95,7 +95,8 @@ class StorageTracker(TorchDispatchMode):
             self._tape.append((number, 0))
             self.live_bytes -= size_bytes
 
-    def _check_limit(self, size_bytes: int) -> None:
+    def check_limit(self, size_bytes: int) -> None:
+        """Raises torch.OutOfMemoryError if what is held since the latest allocation is too much."""
         if self.limit_bytes is not None and self.live_bytes > self.limit_bytes:
             raise torch.OutOfMemoryError(
                 f"the simulated device is out of memory: {format_bytes(size_bytes)} more make "

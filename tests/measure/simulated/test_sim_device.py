@@ -115,6 +115,9 @@ def test_a_plan_that_the_device_has_no_room_for():
     assert reply.measurement.outcome is Outcome.OOM
     assert "simulated device" in reply.measurement.message
     assert worker.answer(MeasurePlan(FULL, None, None, timed_pairs=0)).measurement.outcome is Outcome.OK
+    fresh, _ = loaded("dense-tiny?batch=32&layers=3")
+    again = ProfilePlan(FULL, with_optimizer=True, timed_steps=1)
+    assert to_json(worker.answer(again)) == to_json(fresh.answer(again))
 
 
 def test_gradients_are_not_compared(dense):
