@@ -86,7 +86,7 @@ def _additive(mask: Tensor, query: Tensor) -> Tensor:
 def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     if weight is not None and weight.dtype != input.dtype:
         return _cpu_rms_norm(input, normalized_shape, weight, eps)
-    output: Tensor = _FusedRMSNorm.apply(input, list(normalized_shape), weight, eps)  # type: ignore[no-untyped-call]
+    output: Tensor = _FusedRMSNorm.apply(input, list(normalized_shape), weight, eps)
     return output
 
 
