@@ -31,6 +31,22 @@ class InfeasibleError(ActuneError):
         self.smallest_peak_bytes = smallest_peak_bytes
 
 
+class InfeasibleBudgetError(InfeasibleError):
+    """No choice of treatments is predicted to fit the budget.
+
+    Attributes:
+        choice: for each layer the number of its option, in a choice that reaches `smallest_peak_bytes`.
+    """
+
+    def __init__(self, message: str, *, smallest_peak_bytes: int, choice: tuple[int, ...]) -> None:
+        super().__init__(message, smallest_peak_bytes=smallest_peak_bytes)
+        self.choice = choice
+
+
+class CostError(ActuneError):
+    """The cost model can't say what a plan costs."""
+
+
 class TargetError(ActuneError):
     """The target is at fault: its code raised, hung or died, whatever the plan."""
 

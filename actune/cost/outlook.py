@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from actune.cost.model import CostModel, Prediction
-from actune.cost.profile import CostProfile
+from actune.cost.profile import CostProfile, UnknownTreatmentError
 from actune.cost.stack import Menus, Stack, stack_of
 from actune.cost.survey import Run, begin_survey, extend_survey
 from actune.plan import CompileMode, Plan, Treatment
@@ -68,6 +68,16 @@ class Outlook:
         """Peak and step time of a plan; profiles what it has not seen. Raises as `learn`."""
         self.learn_plans([plan])
         return self._models[plan.compile].predict(plan, self._structure.layer_fqns)
+
+    def known(self, plan: Plan) -> Prediction | None:
+        """The prediction of a plan if it can be made from what was profiled so far."""
+        model = self._models.get(plan.compile)
+        if model is None:
+            return None
+        try:
+            return model.predict(plan, self._structure.layer_fqns)
+        except UnknownTreatmentError:
+            return None
 
     def stack(self, compile: CompileMode, menus: Menus) -> Stack:
         """The problem of choosing from the menus under a compile mode. Raises as `learn`."""

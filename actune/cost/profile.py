@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from actune.errors import ActuneError
+from actune.errors import CostError
 from actune.plan import CompileMode, Treatment
 from actune.step_profile import Slot, StepProfile
 
 
-class UnknownTreatmentError(ActuneError):
+class UnknownTreatmentError(CostError):
     """A treatment was not profiled at a layer, so no plan that has it there can be predicted."""
 
     def __init__(self, layer_fqn: str, treatment: Treatment) -> None:

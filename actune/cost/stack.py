@@ -10,7 +10,7 @@ from actune.cost.model import CostModel, Frame, Prediction
 from actune.cost.profile import CallCost, LayerCost
 from actune.cost.solver.problem import LayerChoices, Option, Problem
 from actune.cost.survey import BASE
-from actune.errors import ActuneError
+from actune.errors import CostError
 from actune.plan import Plan, Treatment
 
 Menus = Mapping[str, Sequence[Treatment]]
@@ -54,7 +54,7 @@ def stack_of(model: CostModel, menus: Menus) -> Stack:
 
     Raises:
         UnknownTreatmentError: a treatment of a menu was not profiled.
-        ActuneError: the layers' backwards do not come in the reverse order of their forwards.
+        CostError: the layers' backwards do not come in the reverse order of their forwards.
     """
     profile = model.profile
     costs: dict[str, dict[Treatment, LayerCost]] = {}
@@ -123,7 +123,7 @@ class _Levels:
         for slot in slots:
             if slot.kind == "backward":
                 if not calls or calls[-1] != slot.call:
-                    raise ActuneError(
+                    raise CostError(
                         f"the backward of {slot.layer_fqn} does not come in the reverse order of the layers' forwards, "
                         "which the solver needs. Measure plans by `actune measure` instead."
                     )

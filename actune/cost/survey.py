@@ -47,7 +47,9 @@ def begin_survey(
         depends_on_data = any(_bytes_of(first[fqn]) != _bytes_of(steady[fqn]) for fqn in called)
         members: dict[object, list[str]] = {}
         for fqn in called:
-            members.setdefault(fqn if depends_on_data else _bytes_of(steady[fqn]), []).append(fqn)
+            # In one graph for all the compiler moves work across layers: where a layer stands matters.
+            alone = depends_on_data or compile == "model"
+            members.setdefault(fqn if alone else _bytes_of(steady[fqn]), []).append(fqn)
         roles += [
             LayerRole(tuple(fqns), layer_class.name, depends_on_data, {BASE: _merged(fqns, first, steady)})
             for fqns in members.values()

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
+from actune.errors import PlanError
+from actune.measure.allocations import AllocationTrace
 from actune.measure.marks import OPTIMIZER, LayerMarks
 from actune.measure.recording import MemoryRecorder, StepTimer
+from actune.measure.whole_model import WHOLE_MODEL, gradient_addresses, split_by_gradients, with_shared_times
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
 from actune.step_profile import PlanProfiled, ProfilePlan, Slot, StepProfile
@@ -48,22 +51,37 @@ def _recorded_step(workload: Workload, plan: Plan, step: int, *, with_optimizer:
         recorder, timer = workload.device.memory_recorder(), workload.device.step_timer()
         # A simulated clock does not mind what is recorded beside it.
         recorders: list[Recorder] = [recorder] if workload.device.computes else [recorder, timer]
-        marks = _run_marked(workload, recorders, step, with_optimizer=with_optimizer)
+        marks = _run_marked(workload, plan, recorders, step, with_optimizer=with_optimizer)
     times_s = [0.0] * len(recorder.stretches) if workload.device.computes else timer.stretches_s
     slots = [
         Slot(mark.kind, mark.layer_fqn, mark.call, stretch.delta_bytes, stretch.peak_bytes, time_s)
         for mark, stretch, time_s in zip(marks.marks, recorder.stretches, times_s, strict=True)
     ]
-    return StepProfile(live_bytes, tuple(slots), tuple(marks.inputs.calls), tuple(marks.inputs.freed))
+    profile = StepProfile(live_bytes, tuple(slots), tuple(marks.inputs.calls), tuple(marks.inputs.freed))
+    return profile if plan.compile != "model" else _split(workload, profile, recorder)
 
 
-def _run_marked(workload: Workload, recorders: Sequence[Recorder], step: int, *, with_optimizer: bool) -> LayerMarks:
+def _split(workload: Workload, profile: StepProfile, recorder: MemoryRecorder) -> StepProfile:
+    """The step of a model that is one compiled graph, layer by layer."""
+    if not isinstance(recorder, AllocationTrace):
+        raise PlanError(
+            f'compile: "model" can\'t be profiled on {workload.device.environment().device}: what the layers of one '
+            "graph hold is told by the CPU allocator's addresses alone. Measure such plans by `actune measure`."
+        )
+    addresses = gradient_addresses(workload.model, workload.structure.layer_fqns)
+    return split_by_gradients(profile, recorder.allocations(), addresses)
+
+
+def _run_marked(
+    workload: Workload, plan: Plan, recorders: Sequence[Recorder], step: int, *, with_optimizer: bool
+) -> LayerMarks:
     def mark() -> None:
         for recorder in recorders:
             recorder.mark()
 
     marks = LayerMarks(mark)
-    with marks.at_layers(workload.model, workload.structure.layer_fqns), ExitStack() as stack:
+    marked = WHOLE_MODEL if plan.compile == "model" else workload.structure.layer_fqns
+    with marks.at_layers(workload.model, marked), ExitStack() as stack:
         for recorder in recorders:
             stack.enter_context(recorder)
         workload.forward_backward(step)
@@ -82,12 +100,12 @@ def _timed(workload: Workload, plan: Plan, profile: StepProfile, request: Profil
         workload.fetch_batch(step)
         timer = workload.device.step_timer()
         with workload.under(plan):
-            _run_marked(workload, [timer], step, with_optimizer=request.with_optimizer)
+            marks = _run_marked(workload, plan, [timer], step, with_optimizer=request.with_optimizer)
         runs.append(timer.stretches_s)
     if not runs:
         return profile
-    slots = [
-        Slot(slot.kind, slot.layer_fqn, slot.call, slot.delta_bytes, slot.peak_bytes, statistics.median(times_s))
-        for slot, *times_s in zip(profile.slots, *runs, strict=True)
-    ]
+    medians_s = [statistics.median(times_s) for times_s in zip(*runs, strict=True)]
+    if plan.compile == "model":
+        return with_shared_times(profile, [mark.kind for mark in marks.marks], medians_s)
+    slots = [replace(slot, step_time_s=time_s) for slot, time_s in zip(profile.slots, medians_s, strict=True)]
     return replace(profile, slots=tuple(slots))

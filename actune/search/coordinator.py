@@ -16,7 +16,7 @@ from pathlib import Path
 
 from actune.config import AUTO_SPACE, load_space, parse_space, space_for
 from actune.engine import Engine, EngineFactory, LocalEngine, target_error
-from actune.errors import PlanError, UsageError
+from actune.errors import PlanError
 from actune.plan import Plan, dump_plan, plan_hash
 from actune.records import (
     Loaded,
@@ -29,6 +29,9 @@ from actune.records import (
     TrialRecord,
     Verdict,
 )
+from actune.search.forecast import Forecast
+from actune.search.foresight import Foresight
+from actune.search.identity import check_same_study
 from actune.search.reporter import Progress, Reporter
 from actune.search.space import ModelSpace
 from actune.search.study import PlanStudy, Proposal, optuna_errors
@@ -37,7 +40,7 @@ from actune.statistics import clock_of, relative_step_time
 from actune.store import Store, environment_fingerprint, study_lock
 from actune.units import Budget, format_bytes
 
-DUPLICATES_IN_A_ROW = 20
+FRUITLESS_IN_A_ROW = 20
 UNSEEN_TRIES = 500
 
 
@@ -51,7 +54,7 @@ class _Running:
 
 
 class _Nothing(Enum):
-    """Why there is no plan to run: its outcome was known, or the space has none left."""
+    """Why there is no plan to run: its outcome was known or is foreseen, or the space has none left."""
 
     KNOWN = auto()
     LEFT = auto()
@@ -90,7 +93,7 @@ def run_search(
         finished = _finished(store, name, settings)
         if finished is not None:
             return finished
-        load = LoadTarget(settings.target, settings.device, settings.seed)
+        load = LoadTarget(settings.target, settings.device, settings.seed, settings.world_size)
         with (
             optuna_errors(store.url),
             engine_factory(
@@ -129,7 +132,7 @@ class _Coordinator:
         self._trials: list[TrialRecord] = []
         self._trial_of_plan: dict[str, TrialRecord] = {}
         self._relative_step_times: dict[int, float] = {}
-        self._duplicates_in_a_row = 0
+        self._fruitless_in_a_row = 0
 
     def run(self) -> Verdict:
         self._reporter.stage(f"loading {self._settings.target} on {self._settings.device}")
@@ -144,10 +147,13 @@ class _Coordinator:
             self._store.create_study(self._name, self._settings, loaded.target, loaded.environment)
         self._store.set_budget(self._name, self._budget_bytes)
         self._record = self._store.study(self._name)
+        forecast = Forecast(self._engine, loaded.target.structure, self._space)
+        self._foresight = Foresight(self._store, self._name, forecast, self._space, budget_bytes=self._budget_bytes)
+        first = self._foresight.look_ahead(self._reporter)
         for trial in self._store.trials(self._name):
             self._remember(trial)
         self._study = PlanStudy(
-            self._store, self._name, self._space, sampler=self._settings.sampler, seed=self._settings.seed
+            self._store, self._name, self._space, sampler=self._settings.sampler, seed=self._settings.seed, first=first
         )
         with closing(self._study):
             self._recover()
@@ -176,24 +182,7 @@ class _Coordinator:
         record = self._store.study(self._name)
         if is_auto:
             self._settings = replace(self._settings, space=record.settings.space, space_yaml=record.settings.space_yaml)
-        if (record.settings.budget, record.settings.space_yaml) != (self._settings.budget, self._settings.space_yaml):
-            raise UsageError(
-                f"study '{self._name}' was started with budget {record.settings.budget} and space "
-                f"'{record.settings.space}' as it was then, not with budget {self._settings.budget} and space "
-                f"'{self._settings.space}' as it is now. Go on with what it has, or start a new study with --study."
-            )
-        if record.target.fingerprint != loaded.target.fingerprint:
-            raise UsageError(
-                f"study '{self._name}': the target '{record.target.spec}' is not what it was when the study began "
-                f"({record.created_at}), so old and new trials can't be compared. Start a new study with --study."
-            )
-        if environment_fingerprint(record.environment) != environment_fingerprint(loaded.environment):
-            before, now = record.environment, loaded.environment
-            raise UsageError(
-                f"study '{self._name}' was measured on {before.device_name} with torch {before.torch_version} and "
-                f"{before.threads} threads; this is {now.device_name}, torch {now.torch_version}, {now.threads} "
-                "threads. Their times can't be compared. Start a new study with --study."
-            )
+        check_same_study(record, self._settings, loaded)
         if record.settings != self._settings:
             self._store.update_settings(self._name, self._settings)
         return record
@@ -247,7 +236,9 @@ class _Coordinator:
                     continue
                 if started is _Nothing.LEFT:
                     exhausted = True
-                    self._reporter.stage("every plan of the space has been measured")
+                    self._reporter.stage(
+                        "every plan of the space has been measured, or is predicted to be over the budget"
+                    )
                     break
                 request = MeasurePlan(
                     started.plan_toml, self._reference_toml(started), self._budget_bytes, self._settings.timed_pairs
@@ -274,25 +265,34 @@ class _Coordinator:
     def _next(self, running: dict[Future[Measurement], _Running]) -> _Running | _Nothing:
         """The next plan, if it has to be run.
 
-        A plan of this study that comes up again is told with its known outcome and is no trial of its own. One that an
-        earlier study measured on the same target and environment is a trial that costs nothing.
+        A plan of this study that comes up again is told with its known outcome and is no trial of its own; nor is one
+        that is predicted to be over the budget. One that an earlier study measured on the same target and environment
+        is a trial that costs nothing.
         """
         seen = self._trial_of_plan.keys() | {other.plan_hash for other in running.values()}
-        if self._duplicates_in_a_row >= DUPLICATES_IN_A_ROW:
-            if not self._study.enqueue_unseen(lambda plan: plan_hash(plan) in seen, tries=UNSEEN_TRIES):
+        if self._fruitless_in_a_row >= FRUITLESS_IN_A_ROW:
+            if not self._study.enqueue_unseen(
+                lambda plan: plan_hash(plan) in seen or self._foresight.excess(plan) is not None, tries=UNSEEN_TRIES
+            ):
                 return _Nothing.LEFT
-            self._duplicates_in_a_row = 0
+            self._fruitless_in_a_row = 0
         proposal = self._study.ask()
         started = self._started(proposal)
         if started.plan_hash in seen:
-            self._duplicates_in_a_row += 1
+            self._fruitless_in_a_row += 1
             same = self._trial_of_plan.get(started.plan_hash)
             if same is None:
                 self._study.drop(proposal.number)
             else:
                 self._tell(same, as_number=proposal.number)
             return _Nothing.KNOWN
-        self._duplicates_in_a_row = 0
+        excess = None if proposal.is_given else self._foresight.excess(proposal.plan)
+        if excess is not None:
+            self._study.prune(proposal.number, excess)
+            self._fruitless_in_a_row += 1
+            return _Nothing.KNOWN
+        self._fruitless_in_a_row = 0
+        self._foresight.note(proposal.plan)
         known = self._store.find_measurement(
             self._record.target.fingerprint,
             environment_fingerprint(self._record.environment),
@@ -343,6 +343,7 @@ class _Coordinator:
     def _remember(self, trial: TrialRecord) -> None:
         self._trials.append(trial)
         self._trial_of_plan[trial.plan_hash] = trial
+        self._foresight.learn(trial)
         ratio = relative_step_time(trial.measurement, self._clock)
         if ratio is not None:
             self._relative_step_times[trial.number] = ratio

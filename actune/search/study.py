@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from actune.errors import UsageError
-from actune.plan import Plan
+from actune.plan import Plan, dump_plan, parse_plan
 from actune.records import Measurement, Outcome
 from actune.search.space import ModelSpace
 from actune.store import Store
@@ -36,7 +36,7 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 PEAK_CONSTRAINT = "peak_over_budget"
 """The share by which the peak is over the budget; feasible at 0 and below."""
 
-_PRESET, _ATTEMPT, _DUPLICATE_OF = "actune:preset", "actune:attempt", "actune:duplicate_of"
+_PRESET, _ATTEMPT, _DUPLICATE_OF, _PLAN = "actune:preset", "actune:attempt", "actune:duplicate_of", "actune:plan"
 MAX_ATTEMPTS = 3
 
 
@@ -67,19 +67,30 @@ def optuna_errors(store_url: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A plan to measure, as Optuna's trial `number`."""
+    """A plan to measure, as Optuna's trial `number`; `is_given` if it was to be tried first."""
 
     number: int
     plan: Plan
     preset: str | None
     attempt: int
+    is_given: bool
 
 
 class PlanStudy:
     """Optuna's study of a name, which proposes plans and learns their outcomes."""
 
-    def __init__(self, store: Store, name: str, space: ModelSpace, *, sampler: str, seed: int) -> None:
-        """Opens the study, or creates it with the space's presets first in its queue.
+    def __init__(
+        self, store: Store, name: str, space: ModelSpace, *, sampler: str, seed: int, first: Sequence[Plan] = ()
+    ) -> None:
+        """Opens the study, or creates it with plans in its queue.
+
+        Args:
+            store: an open store.
+            name: the study's.
+            space: what the sampler chooses from. Its first preset is the first in the queue, the others are the last.
+            sampler: one of SAMPLERS.
+            seed: of the sampler.
+            first: plans that come before the other presets.
 
         Raises:
             StorageError: the database can't be used.
@@ -99,9 +110,19 @@ class PlanStudy:
         self._rng = random.Random(seed + len(trials))
         # One by one: a coordinator may have died before it had enqueued them all.
         known = {trial.user_attrs.get(_PRESET) for trial in trials}
-        for preset, plan in space.presets.items():
-            if preset not in known:
-                self._enqueue(space.encode(plan) or {}, {_PRESET: preset})
+        queued = {trial.user_attrs.get(_PLAN) for trial in trials}
+        presets = [
+            (space.encode(plan) or {}, {_PRESET: preset})
+            for preset, plan in space.presets.items()
+            if preset not in known
+        ]
+        tomls = [dump_plan(plan, with_provenance=False) for plan in first]
+        others: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            ({}, {_PLAN: toml}) for toml in tomls if toml not in queued
+        ]
+        leading = 1 if len(presets) == len(space.presets) else 0
+        for values, user_attrs in (*presets[:leading], *others, *presets[leading:]):
+            self._enqueue(values, user_attrs)
 
     def close(self) -> None:
         """Closes Optuna's connections to the database."""
@@ -130,7 +151,7 @@ class PlanStudy:
             # Before the old one is closed: dying in between leaves the plan twice in the study, not lost to it. What
             # the queue had fixed counts too, since the trial may have died before it was asked for it.
             fixed = trial.system_attrs.get("fixed_params", {})
-            kept = {_PRESET: trial.user_attrs[_PRESET]} if _PRESET in trial.user_attrs else {}
+            kept = {key: trial.user_attrs[key] for key in (_PRESET, _PLAN) if key in trial.user_attrs}
             self._enqueue(fixed | trial.params, kept | {_ATTEMPT: attempt})
         self._study.tell(number, state=TrialState.FAIL)
         return attempt <= MAX_ATTEMPTS
@@ -143,14 +164,17 @@ class PlanStudy:
         """The next plan: from the queue first, then from the sampler."""
         trial = self._study.ask()
         preset = trial.user_attrs.get(_PRESET)
-        if preset is not None and preset in self._space.presets:
+        if _PLAN in trial.user_attrs:
+            plan = parse_plan(trial.user_attrs[_PLAN])
+        elif preset is not None and preset in self._space.presets:
             plan = self._space.presets[preset]
             # Fixed by the queue: asking for them makes them parameters that the sampler learns from.
             if self._space.encode(plan) is not None:
                 self._suggest(trial)
         else:
             plan = self._space.decode(self._suggest(trial))
-        return Proposal(trial.number, plan, preset, int(trial.user_attrs.get(_ATTEMPT, 1)))
+        is_given = _PLAN in trial.user_attrs
+        return Proposal(trial.number, plan, preset, int(trial.user_attrs.get(_ATTEMPT, 1)), is_given)
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -163,6 +187,13 @@ class PlanStudy:
                     values[choice.name] = trial.suggest_categorical(choice.name, choice.labels)
                 else:
                     values[choice.name] = trial.suggest_int(choice.name, 0, choice.high or 0)
+
+    def prune(self, number: int, excess: float) -> None:
+        """Tells Optuna that a plan was not run since it is predicted to be over the budget, by that share of it."""
+        trial = optuna.Trial(self._study, self._trial(number)._trial_id)
+        trial.set_user_attr("feasible", False)
+        _constrain(trial, excess)
+        self._study.tell(number, state=TrialState.PRUNED)
 
     def enqueue_unseen(self, is_seen: Callable[[Plan], bool], *, tries: int) -> bool:
         """Puts a random plan that has not been seen into the queue; False if `tries` draws found none."""
@@ -200,13 +231,17 @@ class PlanStudy:
             self._study.tell(number, state=TrialState.FAIL)
             return
         if PEAK_CONSTRAINT not in frozen.constraints:  # which can be set once only
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                trial.set_constraint(PEAK_CONSTRAINT, excess)
+            _constrain(trial, excess)
         if excess <= 0 and relative_step_time is not None:
             self._study.tell(number, relative_step_time)
         else:
             self._study.tell(number, state=TrialState.PRUNED)
+
+
+def _constrain(trial: optuna.Trial, excess: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        trial.set_constraint(PEAK_CONSTRAINT, excess)
 
 
 def _excess(measurement: Measurement, budget_bytes: int) -> float | None:

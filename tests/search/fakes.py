@@ -12,6 +12,7 @@ from typing import Self
 
 from actune.config import Space, parse_space
 from actune.engine import Engine
+from actune.errors import CostError
 from actune.op_trace import LayersTraced, TraceLayers
 from actune.plan import Plan, Treatment, parse_plan, plan_hash
 from actune.records import (
@@ -34,7 +35,7 @@ from actune.records import (
     Verdict,
 )
 from actune.search import Progress, run_search
-from actune.step_profile import PlanProfiled, ProfilePlan
+from actune.step_profile import LayerCall, PlanProfiled, ProfilePlan, Slot, StepProfile
 from actune.store import Store
 
 NO_AC_HASH = plan_hash(Plan())
@@ -140,6 +141,11 @@ class Machine:
     rounds: list[list[str]] = field(default_factory=list)
     compared: list[tuple[str, str]] = field(default_factory=list)
     loads: int = 0
+    can_be_profiled: bool = False
+    predicted_more_bytes: int = 0
+    """By how much predictions are too high."""
+    profiled: list[str] = field(default_factory=list)
+    """Plans that were profiled, by hash."""
 
     def start(self, target: LoadTarget, /, *, workers: int, timeout_s: float, log_folder: Path) -> Engine:
         return FakeEngine(self, target, workers)
@@ -226,10 +232,29 @@ class FakeEngine:
         return GradientReport(equal, True, 0.0, 0.0 if equal else 0.5, "layers.0.attention.wq.weight")
 
     def profile(self, request: ProfilePlan) -> PlanProfiled:
-        raise NotImplementedError
+        machine = self._machine
+        if not machine.can_be_profiled:
+            raise CostError("nothing can be predicted of this target")
+        plan = parse_plan(request.plan_toml)
+        machine.profiled.append(plan_hash(plan))
+        steady = profile_of(plan, machine.structure, STATIC_BYTES + OPTIMIZER_BYTES, machine.predicted_more_bytes)
+        return PlanProfiled(replace(steady, live_bytes=STATIC_BYTES) if request.with_optimizer else None, steady)
 
     def trace_layers(self, request: TraceLayers) -> LayersTraced:
-        raise NotImplementedError
+        return LayersTraced((), 0.0)
+
+
+def profile_of(plan: Plan, structure: ModelStructure, live_bytes: int, more_bytes: int) -> StepProfile:
+    """What the formula comes to slot by slot; `more_bytes` is what it then claims of each step that it does not hold."""
+    treatments = plan.resolve(structure.layer_fqns)
+    forward, backward = [], []
+    for call, (fqn, treatment) in enumerate(treatments.items()):
+        kept = kept_bytes(treatment)
+        forward.append(Slot("forward", fqn, call, kept, kept, extra_time(treatment) * (1 + (call + 1) / 1000)))
+        backward.insert(0, Slot("backward", fqn, call, -kept, 0, 0.0))
+    outer = Slot("outer", "", -1, 0, more_bytes, 1.0)
+    calls = tuple(LayerCall(slot.call, ()) for slot in forward)
+    return StepProfile(live_bytes, (*forward, outer, *backward), calls, ())
 
 
 def _hash(toml: str) -> str:
