@@ -121,9 +121,7 @@ def savable_ops(trace: LayerTrace, *, keep_time_s: float = 0.0) -> tuple[Savable
         savable = SavableOp(
             name="",
             storage_bytes=op.new_bytes - held_bytes,
-            storage=min(op.made),
             time_s=max(0.0, total_time_s(forward[i] for i in runs_again) - keep_time_s * len(runs_again)),
-            tied_to=None,
             forced=op.chooses,
             random=is_random,
         )
