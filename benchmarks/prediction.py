@@ -1,6 +1,6 @@
 """Predicted against measured: peaks and step times of random mixed plans, eager and compiled, with none left out.
 
-    python benchmarks/prediction.py                  all targets, eager and compiled (hours: each compiled plan compiles)
+    python benchmarks/prediction.py                  all targets, eager and compiled (hours: plans compile)
     python benchmarks/prediction.py --modes off      eager alone (minutes)
     python benchmarks/prediction.py --fast           two small targets, few plans
 
@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from results import save
 from scipy.stats import spearmanr
 
 from actune.config import load_space, space_for
@@ -56,7 +57,7 @@ def main() -> None:
             print(render(row), file=sys.stderr, flush=True)
             document = {"benchmark": "prediction", "plans_each": arguments.plans, "rows": rows}
             if arguments.save:
-                save("prediction", document)
+                save("-".join(["prediction", *arguments.modes]), document)
     print(json.dumps(document))
 
 

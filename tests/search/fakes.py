@@ -245,7 +245,7 @@ class FakeEngine:
 
 
 def profile_of(plan: Plan, structure: ModelStructure, live_bytes: int, more_bytes: int) -> StepProfile:
-    """What the formula comes to slot by slot; `more_bytes` is what it then claims of each step that it does not hold."""
+    """What the formula comes to slot by slot, and `more_bytes` that no step holds."""
     treatments = plan.resolve(structure.layer_fqns)
     forward, backward = [], []
     for call, (fqn, treatment) in enumerate(treatments.items()):
