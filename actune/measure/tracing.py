@@ -30,6 +30,8 @@ def trace_layers(workload: Workload, request: TraceLayers) -> LayersTraced:
     workload.restart()
     try:
         workload.warm_up(plan)
+        if workload.device.computes:
+            _run_once(workload, plan)
         # Without values all batches are alike, and a simulated clock tells the same of each.
         batches = request.batches if workload.device.computes else 1
         steps = [_traced_step(workload, plan, fqns, step) for step in range(batches)]
@@ -84,6 +86,12 @@ def _traced_step(workload: Workload, plan: Plan, fqns: Sequence[str], step: int)
             raise TargetError(f"layer '{fqn}' is not called in step {step}, so there is nothing to trace in it.")
     stretches_s = timer.stretches_s
     return {fqn: _Run(recording, recording.records(stretches_s)) for fqn, recording in recorder.recordings.items()}
+
+
+def _run_once(workload: Workload, plan: Plan) -> None:
+    """A first step maps memory, and its ops would take the longer for it."""
+    with workload.under(plan):
+        workload.forward_backward(0)
 
 
 def _no_reading() -> None:
