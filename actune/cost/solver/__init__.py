@@ -3,6 +3,8 @@
 from actune.cost.solver.exact import solve_exact
 from actune.cost.solver.exhaustive import solve_exhaustive
 from actune.cost.solver.frontier import solve_frontier
+from actune.cost.solver.greedy import solve_greedy
+from actune.cost.solver.ilp import solve_ilp
 from actune.cost.solver.problem import LayerChoices, Option, Problem, ProblemError, Solution
 
 __all__ = [
@@ -14,4 +16,6 @@ __all__ = [
     "solve_exact",
     "solve_exhaustive",
     "solve_frontier",
+    "solve_greedy",
+    "solve_ilp",
 ]
