@@ -90,12 +90,16 @@ class StepProfile:
         slots: in the order of time.
         calls: of the layers, in the order of time.
         freed: inputs of layers that were freed within the step.
+        reserved_bytes: CUDA: what the allocator has reserved by the end of the step; None where there is none.
+        outside_bytes: CUDA: what the process holds outside of the allocator.
     """
 
     live_bytes: int
     slots: tuple[Slot, ...]
     calls: tuple[LayerCall, ...]
     freed: tuple[InputFreed, ...]
+    reserved_bytes: int | None = None
+    outside_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:

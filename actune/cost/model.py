@@ -7,6 +7,7 @@ their treatments. The idea is the design's, section 6: each constraint is local 
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,13 +23,16 @@ class Prediction:
     """What a plan is predicted to cost.
 
     Attributes:
-        peak_bytes: of the optimizer's first step and of a later one, the higher; None if the device has no room for a
+        peak_bytes: of the optimizer's first step and of a later one, the higher. On CUDA with what the allocator
+            reserves beyond what is allocated, and what lies outside of it. None if the device has no room for a
             treatment of the plan.
         step_time_s: of a later step; None as well then.
+        allocated_bytes: the peak without what CUDA adds to it.
     """
 
     peak_bytes: int | None
     step_time_s: float | None
+    allocated_bytes: int | None
 
 
 class CostModel:
@@ -43,6 +47,7 @@ class CostModel:
     def __init__(self, profile: CostProfile) -> None:
         self.profile = profile
         self.first = Frame(profile.first, shared_inputs(profile.first, profile.unheld_ends))
+        self._reserve_share = statistics.median(profile.reserve_shares)
         self.steady = Frame(profile.steady, shared_inputs(profile.steady, profile.unheld_ends))
 
     def predict(self, plan: Plan, layer_fqns: Sequence[str]) -> Prediction:
@@ -62,14 +67,22 @@ class CostModel:
             for fqn in role.layer_fqns:
                 cost = self.profile.cost(fqn, treatments[fqn])
                 if cost is None:
-                    return Prediction(None, None)
+                    return Prediction(None, None, None)
                 costs[fqn] = cost
         first = self.first.composed({fqn: cost.first for fqn, cost in costs.items()})
         steady = self.steady.composed({fqn: cost.steady for fqn, cost in costs.items()})
-        peak_bytes = max(
+        allocated_bytes = max(
             highest_bytes(self.profile.first.live_bytes, first), highest_bytes(self.profile.steady.live_bytes, steady)
         )
-        return Prediction(peak_bytes, sum(slot.step_time_s for slot in steady))
+        return Prediction(
+            round(allocated_bytes * (1 + self._reserve_share)) + self.profile.steady.outside_bytes,
+            sum(slot.step_time_s for slot in steady),
+            allocated_bytes,
+        )
+
+    def allocatable_bytes(self, peak_bytes: int) -> int:
+        """How much may be allocated for the peak to be that."""
+        return int((peak_bytes - self.profile.steady.outside_bytes) / (1 + self._reserve_share))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from actune.cost.model import Prediction
 from actune.cost.solver import solve_exact, solve_frontier
 from actune.cost.solver.problem import Solution
 from actune.cost.stack import Stack
-from actune.errors import InfeasibleError
+from actune.errors import CostError, InfeasibleBudgetError, InfeasibleError
 from actune.plan import Plan
+from actune.units import format_bytes
 
 TIGHTENINGS = 16
 
@@ -35,21 +36,30 @@ def best_plan(stack: Stack, layer_fqns: Sequence[str], budget_bytes: int) -> Pre
     Raises:
         InfeasibleError: none is; the message gives the smallest peak that is predicted of any.
     """
-    solution = solve_exact(stack.problem, budget_bytes)
-    bound_s = solution.bound_s
-    limit_bytes = budget_bytes
+    limit_bytes = stack.model.allocatable_bytes(budget_bytes)
+    bound_s = None
     # Where layers leave different bytes behind after their backward, as compiled ones may, the problem's peaks are off
     # by that; the model's are not.
     for _ in range(TIGHTENINGS):
+        try:
+            solution = solve_exact(stack.problem, limit_bytes)
+        except InfeasibleBudgetError as error:
+            smallest = stack.predict(error.choice)
+            if bound_s is not None and (smallest.peak_bytes or 0) <= budget_bytes:
+                return PredictedPlan(stack.plan(error.choice, layer_fqns), smallest, bound_s)
+            raise InfeasibleError(
+                f"no plan is predicted to fit {format_bytes(budget_bytes)}: the smallest peak of any is "
+                f"{format_bytes(smallest.peak_bytes or 0)}. Give a larger budget, or a space with more to choose from.",
+                smallest_peak_bytes=smallest.peak_bytes,
+            ) from None
+        bound_s = solution.bound_s if bound_s is None else bound_s
         prediction = stack.predict(solution.choice)
-        assert prediction.peak_bytes is not None
+        assert prediction.peak_bytes is not None, "what the device has no room for is in no menu"
         if prediction.peak_bytes <= budget_bytes:
             return PredictedPlan(stack.plan(solution.choice, layer_fqns), prediction, bound_s)
         limit_bytes -= prediction.peak_bytes - budget_bytes
-        solution = solve_exact(stack.problem, limit_bytes)
-    raise InfeasibleError(
-        f"no plan that the cost model predicts to fit {budget_bytes} bytes was found.",
-        smallest_peak_bytes=prediction.peak_bytes,
+    raise CostError(
+        f"after {TIGHTENINGS} attempts no plan was found whose predicted peak is within {format_bytes(budget_bytes)}."
     )
 
 

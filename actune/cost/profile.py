@@ -83,6 +83,8 @@ class CostProfile:
             those of `without_frees`.
         steady: a later step, with times.
         roles: each layer that is called is in one.
+        reserve_shares: how much more an allocator reserved than its peak of allocated bytes, as a share of that, in
+            each step run; 0 on a CPU.
         unheld_ends: the slot in which the model's own code frees an input that no layer holds, by the storage's number.
         steps_run: how many steps were run to learn it.
     """
@@ -91,6 +93,7 @@ class CostProfile:
     first: StepProfile
     steady: StepProfile
     roles: tuple[LayerRole, ...]
+    reserve_shares: tuple[float, ...]
     unheld_ends: Mapping[int, int]
     steps_run: int
 
@@ -109,6 +112,11 @@ class CostProfile:
         if key not in costs:
             raise UnknownTreatmentError(layer_fqn, treatment)
         return costs[key]
+
+
+def reserve_share(profile: StepProfile) -> float:
+    """How much more was reserved in a step than allocated, as a share of that."""
+    return 0.0 if profile.reserved_bytes is None else max(0.0, profile.reserved_bytes / profile.peak_bytes - 1)
 
 
 def without_frees(profile: StepProfile) -> StepProfile:

@@ -10,7 +10,16 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from actune.cost.profile import CallCost, CostProfile, LayerCost, LayerRole, calls_of, unheld_ends, without_frees
+from actune.cost.profile import (
+    CallCost,
+    CostProfile,
+    LayerCost,
+    LayerRole,
+    calls_of,
+    reserve_share,
+    unheld_ends,
+    without_frees,
+)
 from actune.errors import DeviceMemoryError
 from actune.plan import NO_AC, CompileMode, Plan, Treatment, dump_plan
 from actune.records import ModelStructure
@@ -18,6 +27,9 @@ from actune.step_profile import PlanProfiled, ProfilePlan, Slot
 
 BASE = Treatment("full")
 """What all layers get in the first step: no plan needs much less, so it runs where any does."""
+
+STEPS_PER_TREATMENT = 3
+"""How many steps may be run for each treatment that a step teaches; at least one of them is timed."""
 
 Run = Callable[[ProfilePlan], PlanProfiled]
 
@@ -55,7 +67,13 @@ def begin_survey(
             for fqns in members.values()
         ]
     return CostProfile(
-        compile, first_step, steady_step, tuple(roles), unheld_ends(profiled.steady), steps_run=2 + timed_steps
+        compile,
+        first_step,
+        steady_step,
+        tuple(roles),
+        (reserve_share(profiled.steady),),
+        unheld_ends(profiled.steady),
+        steps_run=2 + timed_steps,
     )
 
 
@@ -68,7 +86,7 @@ def extend_survey(
         profile: what is known.
         wanted: treatments by layer FQN; what is known already is not run again.
         run: profiles a plan on the target.
-        timed_steps: how many steps are timed.
+        timed_steps: how many steps are timed at most.
 
     Raises:
         PlanError: a treatment does not fit its layer.
@@ -79,28 +97,33 @@ def extend_survey(
     learned: list[dict[Treatment, LayerCost | None]] = [dict(role.costs) for role in profile.roles]
     steps_run = profile.steps_run
     ends = dict(profile.unheld_ends)
+    shares = [*profile.reserve_shares]
     # Where bytes depend on data, what the optimizer's first and second step hold are two things.
     with_optimizer = any(role.depends_on_data for role in profile.roles)
     while any(role.treatments for role in pending):
         design = {fqn: treatment for role in pending for fqn, treatment in role.next_design().items()}
         try:
             toml = dump_plan(Plan.from_treatments(design, compile=profile.compile), with_provenance=False)
-            profiled = run(ProfilePlan(toml, with_optimizer, timed_steps))
+            taught = max(len(role.now) for role in pending)
+            recorded_steps = 1 + int(with_optimizer)
+            timed = max(1, min(timed_steps, STEPS_PER_TREATMENT * taught - recorded_steps))
+            profiled = run(ProfilePlan(toml, with_optimizer, timed))
         except DeviceMemoryError:
             # Too many heavy treatments at once: from here on each is tried at one layer, the others at their lightest.
             for role, costs in zip(pending, learned, strict=True):
                 if (refused := role.retreat()) is not None:
                     costs[refused] = None
             continue
-        steps_run += 1 + int(with_optimizer) + timed_steps
+        steps_run += recorded_steps + timed
         ends |= unheld_ends(profiled.steady)
+        shares.append(reserve_share(profiled.steady))
         steady = calls_of(without_frees(profiled.steady))
         first = steady if profiled.first is None else calls_of(without_frees(profiled.first))
         for role, costs in zip(pending, learned, strict=True):
             for treatment, fqns in role.take().items():
                 costs[treatment] = _merged(fqns, first, steady)
     roles = tuple(replace(role, costs=costs) for role, costs in zip(profile.roles, learned, strict=True))
-    return replace(profile, roles=roles, unheld_ends=ends, steps_run=steps_run)
+    return replace(profile, roles=roles, reserve_shares=tuple(shares), unheld_ends=ends, steps_run=steps_run)
 
 
 @dataclass(slots=True)

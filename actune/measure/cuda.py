@@ -48,6 +48,10 @@ class CudaDevice(RealDevice):
             platform=platform.platform(),
         )
 
+    def reserved_bytes(self) -> int:
+        """What the allocator has reserved: without `release_cached` it gives nothing back."""
+        return torch.cuda.memory_reserved(self.torch_device)
+
     def outside_bytes(self) -> int:
         """What the card holds beyond the allocator: the context, libraries' workspaces, other processes."""
         free_bytes, total_bytes = torch.cuda.mem_get_info(self.torch_device)

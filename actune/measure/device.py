@@ -86,6 +86,14 @@ class Device(Protocol):
         """Bytes held by tensors right now; `ignore` are tensors of the measuring itself."""
         ...
 
+    def reserved_bytes(self) -> int | None:
+        """The most that a caching allocator has reserved since `release_cached`; None without one."""
+        ...
+
+    def outside_bytes(self) -> int:
+        """What the device holds beyond the allocator."""
+        ...
+
     def peak_probe(self, ignore: Iterable[Tensor] = ()) -> PeakProbe:
         """A probe for one step. Gradients of earlier steps must be freed before it is entered."""
         ...
@@ -111,12 +119,19 @@ class Device(Protocol):
         ...
 
 
-def open_device(text: str) -> Device:
-    """The device of that name.
+def open_device(text: str, *, world_size: int = 1) -> Device:
+    """The device of that name; a simulated one may be one of several that share the model (FSDP).
 
     Raises:
-        UsageError: there is none, or this machine does not have it.
+        UsageError: there is none, or this machine does not have it, or it is no one of several.
     """
+    if world_size < 1:
+        raise UsageError(f"world size: {world_size} is no number of devices. Expected 1 or more.")
+    if world_size > 1 and not text.startswith(PREFIX):
+        raise UsageError(
+            f"world size: {world_size} devices can only be simulated, and '{text}' is a real one. Expected a device such "
+            f"as {PREFIX}h100, or a world size of 1."
+        )
     if text == "cpu":
         return CpuDevice()
     if re.fullmatch(r"cuda(:\d+)?", text):
@@ -126,7 +141,7 @@ def open_device(text: str) -> Device:
     if text.startswith(PREFIX):
         from actune.measure.simulated import SimDevice
 
-        return SimDevice(load_device_spec(text.removeprefix(PREFIX)))
+        return SimDevice(load_device_spec(text.removeprefix(PREFIX)), world_size=world_size)
     simulated = ", ".join(PREFIX + name for name in device_names())
     raise UsageError(
         f"device '{text}' is not known. Expected cpu, cuda, cuda:N for the card with the number N, or a simulated one: "
@@ -193,6 +208,13 @@ class CpuDevice(RealDevice):
                     seen.add(key)
                     live_bytes += thing.untyped_storage().nbytes()
         return live_bytes
+
+    def reserved_bytes(self) -> None:
+        """The CPU allocator reserves nothing."""
+
+    def outside_bytes(self) -> int:
+        """All that counts on a CPU is the allocator's."""
+        return 0
 
     def peak_probe(self, ignore: Iterable[Tensor] = ()) -> PeakProbe:
         """Live bytes at the start plus the highest running sum of the allocator's events."""

@@ -57,7 +57,14 @@ def _recorded_step(workload: Workload, plan: Plan, step: int, *, with_optimizer:
         Slot(mark.kind, mark.layer_fqn, mark.call, stretch.delta_bytes, stretch.peak_bytes, time_s)
         for mark, stretch, time_s in zip(marks.marks, recorder.stretches, times_s, strict=True)
     ]
-    profile = StepProfile(live_bytes, tuple(slots), tuple(marks.inputs.calls), tuple(marks.inputs.freed))
+    profile = StepProfile(
+        live_bytes,
+        tuple(slots),
+        tuple(marks.inputs.calls),
+        tuple(marks.inputs.freed),
+        workload.device.reserved_bytes(),
+        workload.device.outside_bytes(),
+    )
     return profile if plan.compile != "model" else _split(workload, profile, recorder)
 
 

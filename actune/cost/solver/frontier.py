@@ -17,7 +17,7 @@ from actune.cost.solver.menu import Menu, menu_of
 from actune.cost.solver.problem import Problem, ProblemError, Solution
 
 # Up to so many labels per layer, and ways to settle ties, the whole frontier is worth a try before budgets are solved.
-TRIED_LABELS = 16_000
+TRIED_LABELS = 20_000
 TRIED_TIES = 64
 MOST_LABELS = 1_000_000
 MOST_TIES = 100_000

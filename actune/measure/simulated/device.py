@@ -26,7 +26,9 @@ from actune.measure.simulated.building import build_fake_model
 from actune.measure.simulated.caching_allocator import AllocatorFullError, replay
 from actune.measure.simulated.card_ops import card_ops
 from actune.measure.simulated.roofline import Roofline
+from actune.measure.simulated.sharding import Sharding
 from actune.measure.simulated.tracker import PICOSECONDS, StorageTracker
+from actune.profiler import discover
 from actune.records import Environment, StepSample
 from actune.targets import BoundTarget
 from actune.units import format_bytes
@@ -45,13 +47,19 @@ class SimDevice:
     computes = False
     warms_up = False
 
-    def __init__(self, spec: SimulatedDevice) -> None:
+    def __init__(self, spec: SimulatedDevice, *, world_size: int = 1) -> None:
+        """Args:
+        spec: the figures.
+        world_size: of so many of them; more than one share parameters, gradients and optimizer state (FSDP).
+        """
         self.spec = spec
         self.torch_device = torch.device("cpu")
         self.roofline = Roofline(spec)
         # The target may make small tensors of its own from lists or arrays, outside of ops.
         self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._tracker = StorageTracker(self.roofline.op_time_s)
+        self._world_size = world_size
+        self._sharding = Sharding(spec, self._tracker, world_size) if world_size > 1 else None
         self._cap_bytes = spec.total_bytes
         self._is_running = False
         self._has_failed = False
@@ -59,9 +67,10 @@ class SimDevice:
 
     def environment(self) -> Environment:
         """The figures' name, and the versions: what runs depends on torch, not on this machine."""
+        simulated = "simulated" if self._sharding is None else f"simulated, one of {self._world_size}"
         return Environment(
             device=PREFIX + self.spec.name,
-            device_name=f"{self.spec.full_name} (simulated)",
+            device_name=f"{self.spec.full_name} ({simulated})",
             device_total_bytes=self.spec.total_bytes,
             threads=1,
             torch_version=torch.__version__,
@@ -72,6 +81,8 @@ class SimDevice:
     def build(self, target: BoundTarget) -> nn.Module:
         """The model, without values."""
         model = build_fake_model(target, self._fake_mode)
+        if self._sharding is not None:
+            self._sharding.shard(model, discover(model, target.layer_fqns).layer_fqns)
         for tensor in (*model.parameters(), *model.buffers()):
             self._tracker.hold(tensor)
         self._tracker.begin_tape()
@@ -103,7 +114,12 @@ class SimDevice:
         gc.disable()
         self._is_running = True
         try:
-            with self._fake_mode, self._tracker, card_ops() if self.spec.kernels == "cuda" else nullcontext():
+            with (
+                self._fake_mode,
+                self._tracker,
+                card_ops() if self.spec.kernels == "cuda" else nullcontext(),
+                nullcontext() if self._sharding is None else self._sharding.running(),
+            ):
                 yield
         except BaseException as error:
             self._has_failed = True
@@ -154,6 +170,10 @@ class SimDevice:
         gc.collect(2 if self._has_failed else 1)
         self._has_failed = False
         self._tracker.begin_tape()
+
+    def outside_bytes(self) -> int:
+        """What a process holds outside of the allocator on such a device."""
+        return self.spec.outside_bytes
 
     def reserved_bytes(self) -> int:
         """The allocator's peak of reserved bytes since `release_cached`.
