@@ -58,6 +58,7 @@ class StudyFile(OutsideModel):
     space: str | None = None
     study: str | None = None
     device: str | None = None
+    world_size: int | None = None
     trials: int | None = None
     timeout: str | None = None
     trial_timeout: str | None = None

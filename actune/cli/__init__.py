@@ -14,7 +14,9 @@ from pathlib import Path
 import click
 
 from actune import __version__
+from actune.cli.estimate import estimate
 from actune.cli.measure import measure
+from actune.cli.profile import profile
 from actune.cli.search import resume, search
 from actune.cli.studies import export, show, studies
 from actune.cli.surroundings import doctor, spaces, targets
@@ -33,7 +35,7 @@ def actune() -> None:
     """
 
 
-for command in (search, resume, studies, show, export, measure, targets, spaces, doctor):
+for command in (search, resume, studies, show, export, measure, estimate, profile, targets, spaces, doctor):
     actune.add_command(command)
 
 

@@ -56,7 +56,9 @@ storage_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout; messages go to stderr in any case."
 )
-device_help = "cpu, cuda, or cuda:N."
+device_help = "cpu, cuda, cuda:N, or a simulated one, such as sim:h100."
+MAX_WORLD_SIZE = 2**20
+world_size_help = "Simulated devices: how many of them parameters, gradients and optimizer state are sharded over."
 target_help = (
     "A built-in target (see `actune targets`), hf:path/to/config.json, or your own as package.module:attr or "
     "path/to/file.py:attr; each may end in ?key=value&…"

@@ -26,7 +26,8 @@ def _peak(entry: dict[str, Any]) -> str:
     return f"≥ {text}" if entry["outcome"] == "over_budget" and entry["peak_bytes"] is not None else text
 
 
-def _ratio(value: float | None) -> str:
+def format_ratio(value: float | None) -> str:
+    """Three places; a dash for what is not known."""
     return "–" if value is None else f"{value:.3f}"
 
 
@@ -47,7 +48,7 @@ def _plan_table(entries: Sequence[dict[str, Any]]) -> Table:
             str(entry["outcome"]).replace("_", " "),
             _peak(entry),
             format_duration(entry["step_time_s"]),
-            _ratio(entry["relative_step_time"]),
+            format_ratio(entry["relative_step_time"]),
             "–" if low is None else f"{low:.3f}–{high:.3f}",
         )
     return table
@@ -96,7 +97,7 @@ def _trial_table(trials: Sequence[dict[str, Any]], best: dict[str, Any] | None) 
             str(trial["outcome"]).replace("_", " "),
             _peak(trial),
             format_duration(trial["step_time_s"]),
-            _ratio(trial["relative_step_time"]),
+            format_ratio(trial["relative_step_time"]),
         )
     return table
 
@@ -144,7 +145,7 @@ def render_studies(document: dict[str, Any]) -> None:
             study["target"],
             format_bytes(study["budget_bytes"]),
             f"{study['trials']}/{study['trials_wanted']}",
-            _ratio(study["best_relative_step_time"]),
+            format_ratio(study["best_relative_step_time"]),
             format_bytes(study["best_peak_bytes"]),
         )
     open_console().print(table)

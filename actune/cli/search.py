@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from actune.cli.loading import check_world_size
 from actune.cli.options import (
     DEFAULT_TRIAL_TIMEOUT,
+    MAX_WORLD_SIZE,
     BudgetType,
     DurationType,
     device_help,
@@ -20,6 +22,7 @@ from actune.cli.options import (
     log_folder_of,
     storage_option,
     target_help,
+    world_size_help,
 )
 from actune.errors import ActuneError, InfeasibleError, UsageError
 from actune.units import format_bytes, parse_duration_s
@@ -37,8 +40,9 @@ _DEFAULTS: dict[str, Any] = {
     "workers": 1,
     "sampler": "tpe",
     "seed": 0,
+    "world_size": 1,
 }
-_FIXED = ("target", "budget", "device", "space", "sampler", "seed")
+_FIXED = ("target", "budget", "device", "space", "sampler", "seed", "world_size")
 """What a study can't change while it goes on: its trials would not be comparable."""
 
 TIMED_PAIRS = 5
@@ -61,6 +65,7 @@ VERDICT_ROUNDS = 9
 )
 @click.option("--workers", type=click.IntRange(1, 64), help="Worker processes. Default: 1, which times best on a CPU.")
 @click.option("--device", metavar="D", help=f"{device_help} Default: cpu.")
+@click.option("--world-size", type=click.IntRange(1, MAX_WORLD_SIZE), help=f"{world_size_help} Default: 1.")
 @click.option("--sampler", metavar="NAME", help="tpe or random. Default: tpe.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the model, its data and the sampler. Default: 0.")
 @json_option
@@ -134,7 +139,7 @@ def _check_named(asked: dict[str, Any]) -> None:
     """Checks what is named before a database is opened, which would be left behind by a mistyped name.
 
     Raises:
-        UsageError: the target, space or sampler does not exist.
+        UsageError: the target, space or sampler does not exist, or the device is a single one.
     """
     from actune.config import AUTO_SPACE, load_space
     from actune.search import check_sampler
@@ -142,6 +147,7 @@ def _check_named(asked: dict[str, Any]) -> None:
 
     if "target" in asked:
         parse_target_spec(asked["target"])
+        check_world_size(asked.get("device", _DEFAULTS["device"]), asked.get("world_size", 1))
     if asked.get("space", AUTO_SPACE) != AUTO_SPACE:
         load_space(asked["space"])
     if "sampler" in asked:
@@ -180,6 +186,7 @@ def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySet
         trial_timeout_s=values["trial_timeout"],
         timed_pairs=TIMED_PAIRS,
         verdict_rounds=VERDICT_ROUNDS,
+        world_size=values["world_size"],
     )
 
 
@@ -189,9 +196,10 @@ def _continued(before: StudySettings, name: str, asked: dict[str, Any]) -> Study
     asked = {key: value for key, value in asked.items() if (key, value) != ("space", AUTO_SPACE)}
     for key in _FIXED:
         if key in asked and asked[key] != getattr(before, key):
+            option = "--" + key.replace("_", "-")
             raise UsageError(
-                f"study '{name}' was started with --{key} {getattr(before, key)}, not {asked[key]}. Go on with what it "
-                f"has by `actune resume {name}`, or choose another name with --study."
+                f"study '{name}' was started with {option} {getattr(before, key)}, not {asked[key]}. Go on with what "
+                f"it has by `actune resume {name}`, or choose another name with --study."
             )
     renamed = {"timeout": "timeout_s", "trial_timeout": "trial_timeout_s"}
     changes = {renamed.get(key, key): value for key, value in asked.items() if key not in _FIXED}

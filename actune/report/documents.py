@@ -16,20 +16,22 @@ def plan_entry(
     label: str,
     hash_of_plan: str,
     *,
-    outcome: str | None,
-    peak_bytes: int | None,
-    step_time_s: float | None,
-    relative: float | None,
+    outcome: str | None = None,
+    peak_bytes: int | None = None,
+    predicted_peak_bytes: int | None = None,
+    step_time_s: float | None = None,
+    predicted_step_time_s: float | None = None,
+    relative: float | None = None,
 ) -> dict[str, Any]:
-    """A measured plan, as every document shows it."""
+    """A measured or predicted plan, as every document shows it."""
     return {
         "plan": label,
         "plan_hash": hash_of_plan,
         "outcome": outcome,
         "peak_bytes": peak_bytes,
-        "predicted_peak_bytes": None,
+        "predicted_peak_bytes": predicted_peak_bytes,
         "step_time_s": step_time_s,
-        "predicted_step_time_s": None,
+        "predicted_step_time_s": predicted_step_time_s,
         "relative_step_time": relative,
     }
 

@@ -61,7 +61,13 @@ def test_mistyped_study_is_met_with_the_near_one(study, command):
 
 @pytest.mark.parametrize(
     ("option", "value", "before"),
-    [("--budget", "50%", "70%"), ("--seed", "3", "0"), ("--target", "dense-tiny", SOUND), ("--space", "moe", "dense")],
+    [
+        ("--budget", "50%", "70%"),
+        ("--seed", "3", "0"),
+        ("--target", "dense-tiny", SOUND),
+        ("--space", "moe", "dense"),
+        ("--world-size", "2", "1"),
+    ],
 )
 def test_what_a_study_was_started_with_stays(study, option, value, before):
     result = study("search", "--study", "sound", option, value)
