@@ -39,19 +39,39 @@ def new_table(*columns: str) -> Table:
     return table
 
 
-def _plan_table(entries: Sequence[dict[str, Any]]) -> Table:
-    table = new_table("plan", "outcome", "peak", "step time", "relative", "95% interval")
+def _plan_table(entries: Sequence[dict[str, Any]], *, budget_bytes: int | None = None) -> Table:
+    """Predictions have columns where there are any."""
+    with_predictions = _any_predicted(entries)
+    predicted = ("predicted",) if with_predictions else ()
+    table = new_table("plan", "outcome", "peak", *predicted, "step time", *predicted, "relative", "95% interval")
     for entry in entries:
         low, high = entry.get("relative_step_time_low"), entry.get("relative_step_time_high")
         table.add_row(
             entry["plan"],
-            str(entry["outcome"]).replace("_", " "),
+            _outcome(entry, budget_bytes),
             _peak(entry),
+            *([format_bytes(entry["predicted_peak_bytes"])] if with_predictions else []),
             format_duration(entry["step_time_s"]),
+            *([format_duration(entry["predicted_step_time_s"])] if with_predictions else []),
             format_ratio(entry["relative_step_time"]),
             "–" if low is None else f"{low:.3f}–{high:.3f}",
         )
     return table
+
+
+def _any_predicted(entries: Sequence[dict[str, Any]]) -> bool:
+    return any(entry["predicted_peak_bytes"] is not None for entry in entries)
+
+
+def _outcome(entry: dict[str, Any], budget_bytes: int | None) -> str:
+    """How a trial ended, or why there was none."""
+    if entry["outcome"] is not None:
+        return str(entry["outcome"]).replace("_", " ")
+    if entry["predicted_peak_bytes"] is None:
+        return "not run: predicted to have no room"
+    if budget_bytes is not None and entry["predicted_peak_bytes"] > budget_bytes:
+        return "not run: predicted over the budget"
+    return "not run"
 
 
 def render_measured(document: dict[str, Any]) -> None:
@@ -71,13 +91,19 @@ def render_study(document: dict[str, Any]) -> None:
     if document["trials"]:
         console.print()
         console.print(_trial_table(document["trials"], document["best"]))
+    if document["largest_peak_error"] is not None:
+        console.print(f"\nlargest error of a predicted peak so far: {document['largest_peak_error']:.3%}")
     best = document["best"]
     if best is None:
         console.print("\nno best plan" if document["finished"] else "\nno verdict yet: the study has not ended")
+        not_run = [entry for entry in document["presets"] if entry["outcome"] is None]
+        if not_run:
+            console.print("\npresets that did not run:")
+            console.print(_plan_table(not_run, budget_bytes=document["budget_bytes"]))
         return
     console.print("\nthe final comparison, side by side:")
     others = [entry for entry in document["presets"] if entry["plan_hash"] != best["plan_hash"]]
-    console.print(_plan_table([best, *others]))
+    console.print(_plan_table([best, *others], budget_bytes=document["budget_bytes"]))
     console.print(f"\nrelative: step time over that of {document['reference']}, median of interleaved rounds")
     console.print(f"\nbest: {best['plan']} ({best['plan_hash']}), {_equality(best)}")
     for line in _beaten(best, others):
@@ -87,16 +113,21 @@ def render_study(document: dict[str, Any]) -> None:
 
 
 def _trial_table(trials: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> Table:
-    table = new_table("trial", "plan", "state", "outcome", "peak", "step time", "relative")
+    """Every prediction beside its measurement, where there are any."""
+    with_predictions = _any_predicted(trials)
+    predicted = ("predicted",) if with_predictions else ()
+    table = new_table("trial", "plan", "state", "outcome", "peak", *predicted, "step time", *predicted, "relative")
     for trial in trials:
         is_best = best is not None and best["plan_hash"] == trial["plan_hash"]
         table.add_row(
             f"{trial['number']}{' *' if is_best else ''}",
             trial["plan"] if not trial["plan"].startswith("trial") else trial["plan_hash"],
             trial["state"],
-            str(trial["outcome"]).replace("_", " "),
+            _outcome(trial, None),
             _peak(trial),
+            *([format_bytes(trial["predicted_peak_bytes"])] if with_predictions else []),
             format_duration(trial["step_time_s"]),
+            *([format_duration(trial["predicted_step_time_s"])] if with_predictions else []),
             format_ratio(trial["relative_step_time"]),
         )
     return table

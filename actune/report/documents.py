@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from actune.predictions import PredictionRecord
 from actune.records import Measurement, Outcome, StudyRecord, TrialRecord, Verdict, VerdictEntry
 from actune.statistics import Clock, clock_of, median_step_time_s, relative_step_time
 from actune.store import Store, StudySummary
@@ -43,25 +44,57 @@ def study_document(store: Store, name: str) -> dict[str, Any]:
         UsageError: there is no such study.
     """
     study, trials, verdict = store.study(name), store.trials(name), store.verdict(name)
+    predicted = {prediction.plan_hash: prediction for prediction in store.predictions(name)}
     clock = clock_of(study.environment)
     compared = {} if verdict is None else {entry.plan_hash: entry for entry in verdict.entries}
-    entries = [_trial_entry(trial, study, clock) for trial in trials]
+    entries = [_trial_entry(trial, study, clock, predicted.get(trial.plan_hash)) for trial in trials]
+    run = {trial.plan_hash for trial in trials}
     return {
         "study": study.name,
         "target": study.target.spec,
         "device": study.settings.device,
         "budget_bytes": study.budget_bytes,
-        "best": _best(trials, verdict, compared),
+        "best": _best(trials, verdict, compared, predicted),
         "trials": entries,
         "presets": [
-            _final_entry(trial.preset, trial, compared.get(trial.plan_hash), study, clock)
-            for trial in trials
+            _final_entry(trial.preset, entry, compared.get(trial.plan_hash))
+            for trial, entry in zip(trials, entries, strict=True)
             if trial.preset is not None
+        ]
+        + [
+            _final_entry(prediction.preset, predicted_entry(prediction.preset, prediction), None)
+            for prediction in predicted.values()
+            if prediction.preset is not None and prediction.plan_hash not in run
         ],
         "reference": None if study.reference_hash is None else _label(study.reference_hash, trials),
         "smallest_peak_bytes": None if verdict is None else verdict.smallest_peak_bytes,
+        "largest_peak_error": _largest_peak_error(trials, predicted),
         "finished": verdict is not None and verdict.trials == len(trials),
     }
+
+
+def predicted_entry(label: str, prediction: PredictionRecord) -> dict[str, Any]:
+    """A plan that was not run."""
+    return plan_entry(label, prediction.plan_hash, **_predictions(prediction))
+
+
+def _predictions(prediction: PredictionRecord | None) -> dict[str, Any]:
+    """The predicted part of a plan's entry."""
+    return {
+        "predicted_peak_bytes": None if prediction is None else prediction.peak_bytes,
+        "predicted_step_time_s": None if prediction is None else prediction.step_time_s,
+    }
+
+
+def _largest_peak_error(trials: Sequence[TrialRecord], predicted: Mapping[str, PredictionRecord]) -> float | None:
+    """The largest error of a predicted peak, as a share of the measured one; only whole measurements are compared."""
+    errors = []
+    for trial in trials:
+        prediction, measurement = predicted.get(trial.plan_hash), trial.measurement
+        if prediction is not None and prediction.peak_bytes is not None and measurement.outcome is Outcome.OK:
+            assert measurement.peak_bytes is not None
+            errors.append(abs(prediction.peak_bytes / measurement.peak_bytes - 1))
+    return max(errors, default=None)
 
 
 def outcome_under(measurement: Measurement, budget_bytes: int | None) -> Outcome:
@@ -71,7 +104,9 @@ def outcome_under(measurement: Measurement, budget_bytes: int | None) -> Outcome
     return Outcome.OVER_BUDGET if measurement.outcome is Outcome.OK and is_over else measurement.outcome
 
 
-def _trial_entry(trial: TrialRecord, study: StudyRecord, clock: Clock) -> dict[str, Any]:
+def _trial_entry(
+    trial: TrialRecord, study: StudyRecord, clock: Clock, prediction: PredictionRecord | None
+) -> dict[str, Any]:
     outcome = outcome_under(trial.measurement, study.budget_bytes)
     return plan_entry(
         trial.preset or f"trial {trial.number}",
@@ -80,6 +115,7 @@ def _trial_entry(trial: TrialRecord, study: StudyRecord, clock: Clock) -> dict[s
         peak_bytes=trial.measurement.peak_bytes,
         step_time_s=median_step_time_s([pair.plan for pair in trial.measurement.pairs]),
         relative=relative_step_time(trial.measurement, clock),
+        **_predictions(prediction),
     ) | {
         "number": trial.number,
         "state": _STATES.get(outcome, "failed"),
@@ -91,14 +127,9 @@ def _trial_entry(trial: TrialRecord, study: StudyRecord, clock: Clock) -> dict[s
     }
 
 
-def _final_entry(
-    label: str, trial: TrialRecord, entry: VerdictEntry | None, study: StudyRecord, clock: Clock
-) -> dict[str, Any]:
+def _final_entry(label: str, shown: Mapping[str, Any], entry: VerdictEntry | None) -> dict[str, Any]:
     """A plan with the final comparison's numbers, where it took part in it."""
-    shown = _trial_entry(trial, study, clock)
-    document = {
-        key: shown[key] for key in plan_entry("", "", outcome=None, peak_bytes=None, step_time_s=None, relative=None)
-    }
+    document = {key: shown[key] for key in plan_entry("", "")}
     document |= {"plan": label, "relative_step_time_low": None, "relative_step_time_high": None}
     if entry is not None:
         document |= {
@@ -111,7 +142,10 @@ def _final_entry(
 
 
 def _best(
-    trials: Sequence[TrialRecord], verdict: Verdict | None, compared: Mapping[str, VerdictEntry]
+    trials: Sequence[TrialRecord],
+    verdict: Verdict | None,
+    compared: Mapping[str, VerdictEntry],
+    predicted: Mapping[str, PredictionRecord],
 ) -> dict[str, Any] | None:
     if verdict is None or verdict.best_hash is None:
         return None
@@ -125,6 +159,7 @@ def _best(
         peak_bytes=trial.measurement.peak_bytes,
         step_time_s=median_step_time_s(entry.samples),
         relative=entry.relative_step_time,
+        **_predictions(predicted.get(trial.plan_hash)),
     ) | {
         "relative_step_time_low": entry.relative_low,
         "relative_step_time_high": entry.relative_high,

@@ -55,7 +55,7 @@ def _merged(before: PredictionRecord | None, now: PredictionRecord) -> Predictio
     is_known = now.peak_bytes is not None and now.step_time_s is not None
     return replace(
         now,
-        preset=now.preset or before.preset,
+        preset=before.preset or now.preset,
         on_frontier=is_known and (now.on_frontier or before.on_frontier),
     )
 

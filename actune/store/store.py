@@ -252,8 +252,8 @@ class Store:
     def save_predictions(self, study: str, records: Iterable[PredictionRecord]) -> None:
         """Stores what is predicted of plans, in one transaction.
 
-        Where a plan has a prediction in the study already, the new numbers replace the old ones. Its preset's name
-        stays if the new record has none, and so does its place on the frontier.
+        Where a plan has a prediction in the study already, the new numbers replace the old ones; the preset's name and
+        the place on the frontier stay if it has them.
 
         Raises:
             ValueError: a plan of the same hash is stored with another text.

@@ -10,11 +10,29 @@ def entry(plan, relative, low, high, outcome="ok"):
         "plan_hash": plan,
         "outcome": outcome,
         "peak_bytes": 2**20,
+        "predicted_peak_bytes": None,
+        "predicted_step_time_s": None,
         "step_time_s": None if relative is None else 0.1 * relative,
         "relative_step_time": relative,
         "relative_step_time_low": low,
         "relative_step_time_high": high,
     }
+
+
+def study(**changes):
+    document = {
+        "study": "s",
+        "target": "t",
+        "device": "cpu",
+        "budget_bytes": 2**21,
+        "best": None,
+        "trials": [],
+        "presets": [],
+        "reference": "full",
+        "largest_peak_error": None,
+        "finished": True,
+    }
+    return document | changes
 
 
 def test_what_the_best_plan_beats(capsys):
@@ -24,25 +42,33 @@ def test_what_the_best_plan_beats(capsys):
         "gradients_equal": True,
         "gradients_bitwise": True,
     }
-    document = {
-        "study": "s",
-        "target": "t",
-        "device": "cpu",
-        "budget_bytes": 2**21,
-        "best": best,
-        "trials": [],
-        "presets": [
-            entry("full", 1.0, 1.0, 1.0),
-            entry("sac", 0.92, 0.9, 1.1),
-            entry("none", 0.72, 0.7, 0.75, outcome="over_budget"),
-            entry("split", None, None, None, outcome="crashed"),
-        ],
-        "reference": "full",
-        "finished": True,
-    }
-    render_study(document)
+    presets = [
+        entry("full", 1.0, 1.0, 1.0),
+        entry("sac", 0.92, 0.9, 1.1),
+        entry("none", 0.72, 0.7, 0.75, outcome="over_budget"),
+        entry("split", None, None, None, outcome="crashed"),
+    ]
+    render_study(study(best=best, presets=presets))
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "10.0% faster than full" in lines
     assert "2.2% faster than sac (the intervals overlap)" in lines
     assert "25.0% slower than none, which is over the budget" in lines
     assert not any("than split" in line for line in lines)
+    assert not any("predicted" in line for line in lines)
+
+
+def test_predictions_beside_measurements_and_presets_that_did_not_run(capsys):
+    measured = {"number": 0, "state": "complete", "predicted_peak_bytes": 2**20, "predicted_step_time_s": 0.25}
+    over, no_room = ({"peak_bytes": None, "predicted_peak_bytes": peak} for peak in (2**22, None))
+    presets = [
+        entry("full", 1.0, None, None),
+        entry("none", None, None, None, outcome=None) | over,
+        entry("split", None, None, None, outcome=None) | no_room,
+    ]
+    trials = [entry("full", 1.0, None, None) | measured]
+    render_study(study(trials=trials, presets=presets, largest_peak_error=0.00123))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "0 full complete ok 1.0 MiB 1.0 MiB 100.0 ms 250.0 ms 1.000" in lines
+    assert "largest error of a predicted peak so far: 0.123%" in lines
+    assert "none not run: predicted over the budget – 4.0 MiB – – – –" in lines
+    assert "split not run: predicted to have no room – – – – – –" in lines

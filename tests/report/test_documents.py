@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from actune.errors import UsageError
+from actune.predictions import PredictionRecord
 from actune.records import (
     GradientReport,
     Measurement,
@@ -141,6 +142,39 @@ def test_best_and_presets_with_the_numbers_of_the_final_comparison(store: Store)
     assert full.keys() == none.keys()
 
 
+def predicted(plan_hash: str, preset: str | None, peak_bytes: int | None) -> PredictionRecord:
+    step_time_s = None if peak_bytes is None else 0.5
+    return PredictionRecord(plan_hash, f"schema = 1 # {plan_hash}\n", preset, peak_bytes, step_time_s, False)
+
+
+def test_predictions_beside_what_was_measured(store: Store) -> None:
+    assert fill(store)["largest_peak_error"] is None
+    sac, split = "e" * 16, "f" * 16
+    store.save_predictions(
+        "a",
+        [
+            predicted(FULL, "full", 606),
+            predicted(SAMPLED, None, 900),
+            predicted(NONE, "none", 5000),  # stopped over the budget: its measured peak is a lower bound
+            predicted(sac, "sac", 1100),
+            predicted(split, "split", None),
+            predicted("0" * 16, None, 700),  # on the frontier, not run
+        ],
+    )
+    document = written(study_document(store, "a"))
+    assert document["largest_peak_error"] == pytest.approx(0.01)
+    shown = {entry["number"]: entry["predicted_peak_bytes"] for entry in document["trials"]}
+    assert shown == {0: 606, 1: 5000, 4: 900, 5: None}
+    assert (document["best"]["predicted_peak_bytes"], document["best"]["predicted_step_time_s"]) == (900, 0.5)
+    presets = {entry["plan"]: entry for entry in document["presets"]}
+    assert list(presets) == ["full", "none", "sac", "split"]
+    assert (presets["full"]["predicted_peak_bytes"], presets["full"]["peak_bytes"]) == (606, 600)
+    assert (presets["sac"]["outcome"], presets["sac"]["peak_bytes"]) == (None, None)
+    assert (presets["sac"]["predicted_peak_bytes"], presets["sac"]["predicted_step_time_s"]) == (1100, 0.5)
+    assert (presets["split"]["outcome"], presets["split"]["predicted_peak_bytes"]) == (None, None)
+    assert all(entry.keys() == presets["full"].keys() for entry in presets.values())
+
+
 def test_study_without_a_trial(store: Store) -> None:
     document = written(study_document(store, "a"))
     assert document.keys() >= STUDY
@@ -187,7 +221,7 @@ def test_studies(store: Store) -> None:
 
 
 def test_plan_entry_has_the_fixed_names_only() -> None:
-    entry = plan_entry("p", FULL, outcome=None, peak_bytes=None, step_time_s=None, relative=None)
+    entry = plan_entry("p", FULL)
     assert entry.keys() == PLAN
     assert {name for name, value in entry.items() if value is not None} == {"plan", "plan_hash"}
 

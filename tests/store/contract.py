@@ -243,7 +243,7 @@ class StoreTestCase:
 
     def test_later_prediction_of_a_plan_has_the_numbers_and_keeps_name_and_place(self, store: Store) -> None:
         store.save_predictions("a", [prediction(0, preset="sac"), prediction(0, on_frontier=True)])
-        store.save_predictions("a", [prediction(0, peak_bytes=5, step_time_s=2.5)])
+        store.save_predictions("a", [prediction(0, preset="split", peak_bytes=5, step_time_s=2.5)])
         assert store.predictions("a") == (prediction(0, preset="sac", peak_bytes=5, step_time_s=2.5, on_frontier=True),)
         store.save_predictions("a", [prediction(0, peak_bytes=None, step_time_s=None)])
         assert store.predictions("a") == (prediction(0, preset="sac", peak_bytes=None, step_time_s=None),)
