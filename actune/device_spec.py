@@ -58,6 +58,8 @@ class SimulatedDevice:
         compute_efficiency: the share of them that large matmuls reach.
         launch_s: from the end of a kernel to the start of the next one.
         interconnect_bytes_per_s: to the other devices of a node, in one direction.
+        devices_per_node: how many there are in one.
+        network_bytes_per_s: of each device to other nodes, in one direction.
         kernels: whose ops it runs where the kinds of devices differ, as in attention.
         sources: where the figures come from.
     """
@@ -72,11 +74,20 @@ class SimulatedDevice:
     compute_efficiency: float
     launch_s: float
     interconnect_bytes_per_s: float
+    devices_per_node: int
+    network_bytes_per_s: float
     kernels: Kernels
     sources: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for name in ("total_bytes", "bandwidth_bytes_per_s", "launch_s", "interconnect_bytes_per_s"):
+        for name in (
+            "total_bytes",
+            "bandwidth_bytes_per_s",
+            "launch_s",
+            "interconnect_bytes_per_s",
+            "devices_per_node",
+            "network_bytes_per_s",
+        ):
             _check_positive(name, getattr(self, name))
         for name in ("bandwidth_efficiency", "compute_efficiency"):
             if not 0 < getattr(self, name) <= 1:
@@ -111,6 +122,8 @@ class _DeviceFile(OutsideModel):
     compute_efficiency: float
     launch_s: float
     interconnect_bytes_per_s: float
+    devices_per_node: int
+    network_bytes_per_s: float
     kernels: Kernels
     sources: list[str]
     flops_per_s: _FlopTable

@@ -72,7 +72,7 @@ class Worker:
         )
 
         if isinstance(request, LoadTarget):
-            device = open_device(request.device)
+            device = open_device(request.device, world_size=request.world_size)
             workload = self._workload = Workload(request.spec, device, seed=request.seed)
             info = TargetInfo(
                 spec=request.spec,

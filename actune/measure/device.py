@@ -129,8 +129,8 @@ def open_device(text: str, *, world_size: int = 1) -> Device:
         raise UsageError(f"world size: {world_size} is no number of devices. Expected 1 or more.")
     if world_size > 1 and not text.startswith(PREFIX):
         raise UsageError(
-            f"world size: {world_size} devices can only be simulated, and '{text}' is a real one. Expected a device such "
-            f"as {PREFIX}h100, or a world size of 1."
+            f"world size: {world_size} devices can only be simulated, and '{text}' is a real one. Expected a device "
+            f"such as {PREFIX}h100, or a world size of 1."
         )
     if text == "cpu":
         return CpuDevice()

@@ -86,7 +86,7 @@ def _additive(mask: Tensor, query: Tensor) -> Tensor:
 def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     if weight is not None and weight.dtype != input.dtype:
         return _cpu_rms_norm(input, normalized_shape, weight, eps)
-    output: Tensor = _FusedRMSNorm.apply(input, list(normalized_shape), weight, eps)
+    output: Tensor = _FusedRMSNorm.apply(input, list(normalized_shape), weight, eps)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -103,7 +103,7 @@ class _FusedRMSNorm(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, root_mean_square = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
         with torch._C._AutoDispatchBelowAutograd():

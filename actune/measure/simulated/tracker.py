@@ -30,6 +30,7 @@ class StorageTracker(TorchDispatchMode):
         highest_bytes: the most that was held since `begin_stretch`.
         clock_ps: an integer, since differences of it must not depend on what ran before.
         limit_bytes: beyond it, an allocation is out of memory; None for no limit.
+        share: storages that ops make are one of so many equal shares, and so is the ops' work.
     """
 
     supports_higher_order_operators = True
@@ -40,9 +41,11 @@ class StorageTracker(TorchDispatchMode):
         self.highest_bytes = 0
         self.clock_ps = 0
         self.limit_bytes: int | None = None
+        self.share = 1
         self._op_time_s = op_time_s
-        # By the storage's address: its weak reference, its number on the tape, its bytes.
-        self._held: dict[int, tuple[weakref.ref[torch.UntypedStorage], int, int]] = {}
+        # By the storage's address: its weak reference, and its number on the tape.
+        self._held: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
+        self._sizes_bytes: dict[int, int] = {}
         self._allocations = 0
         self._tape: list[Event] = []
 
@@ -58,11 +61,11 @@ class StorageTracker(TorchDispatchMode):
                     self.hold(item)
         elif output is not None:
             return output  # a device, a size, a number: nothing ran on the device
-        self.clock_ps += round(self._op_time_s(op, args, kwargs, output) * PICOSECONDS)
+        self.clock_ps += round(self._op_time_s(op, args, kwargs, output) * PICOSECONDS) // self.share
         return output
 
-    def hold(self, tensor: Tensor) -> None:
-        """Counts the tensor's storage from here on, if it is not counted yet.
+    def hold(self, tensor: Tensor, *, share: int | None = None) -> None:
+        """Counts the tensor's storage from here on, if it is not counted yet; a share of it where it is sharded.
 
         Raises:
             torch.OutOfMemoryError: more than `limit_bytes` are held with it.
@@ -71,29 +74,34 @@ class StorageTracker(TorchDispatchMode):
         address = storage._cdata
         if address in self._held:
             return
-        size_bytes = rounded_bytes(storage.nbytes())
-        reference = weakref.ref(storage, lambda _: self._release(address))
-        self._held[address] = reference, self.allocate(size_bytes), size_bytes
+        size_bytes = -(-storage.nbytes() // (share or self.share))
+        reference = weakref.ref(storage, lambda _: self.free(self._held.pop(address)[1]))
+        self._held[address] = reference, self.allocate(size_bytes)
         self.check_limit(size_bytes)
 
-    def _release(self, address: int) -> None:
-        _, number, size_bytes = self._held.pop(address)
-        self.free(number, size_bytes)
+    def shrink(self, tensor: Tensor, share: int) -> None:
+        """A share of the tensor's storage takes its place."""
+        storage = tensor.untyped_storage()
+        reference, number = self._held[storage._cdata]
+        size_bytes = rounded_bytes(-(-storage.nbytes() // share))
+        if self._sizes_bytes[number] != size_bytes:
+            self.free(number)
+            self._held[storage._cdata] = reference, self.allocate(size_bytes)
 
     def allocate(self, size_bytes: int) -> int:
-        """Holds bytes, and returns the number by which they are freed."""
+        """Holds bytes, rounded, and returns the number by which they are freed."""
         self._allocations += 1
-        if size_bytes:
-            self._tape.append((self._allocations, size_bytes))
-            self.live_bytes += size_bytes
-            self.highest_bytes = max(self.highest_bytes, self.live_bytes)
+        size_bytes = rounded_bytes(size_bytes)
+        self._sizes_bytes[self._allocations] = size_bytes
+        self._tape.append((self._allocations, size_bytes))
+        self.live_bytes += size_bytes
+        self.highest_bytes = max(self.highest_bytes, self.live_bytes)
         return self._allocations
 
-    def free(self, number: int, size_bytes: int) -> None:
+    def free(self, number: int) -> None:
         """Ends an allocation."""
-        if size_bytes:
-            self._tape.append((number, 0))
-            self.live_bytes -= size_bytes
+        self._tape.append((number, 0))
+        self.live_bytes -= self._sizes_bytes.pop(number)
 
     def check_limit(self, size_bytes: int) -> None:
         """Raises torch.OutOfMemoryError if what is held since the latest allocation is too much."""
@@ -109,8 +117,7 @@ class StorageTracker(TorchDispatchMode):
 
     def begin_tape(self) -> None:
         """From here on `tape` is written anew; it begins with what is held."""
-        held = sorted((number, size_bytes) for _, number, size_bytes in self._held.values() if size_bytes)
-        self._tape = list(held)
+        self._tape = list(self._sizes_bytes.items())
 
     @property
     def tape(self) -> list[Event]:
