@@ -25,8 +25,8 @@ class Stack:
         model: predicts what the choices come to.
         calls: the layer and the call's number within the layer, for each layer of `problem`.
         menus: what each layer may get, without treatments that the device has no room for.
-        problem: for a solver. Its peaks are the model's own where each layer leaves as much behind after its backward
-            under every treatment, as eager layers do; else they may be off by the difference.
+        problem: for a solver. Its peaks are the model's own, to the byte, where each layer leaves as much behind after
+            its backward under every treatment, as eager layers do. What layers share counts as held by the first.
     """
 
     model: CostModel
@@ -62,7 +62,9 @@ def stack_of(model: CostModel, menus: Menus) -> Stack:
         for fqn in role.layer_fqns:
             known = {treatment: profile.cost(fqn, treatment) for treatment in menus[fqn]}
             costs[fqn] = {treatment: cost for treatment, cost in known.items() if cost is not None}
-    first, steady = _Levels(model, model.first), _Levels(model, model.steady)
+    # Of the steady step: it has the optimizer's state, so that the first one peaks higher only in the optimizer itself.
+    # Should it ever not, the model still predicts what is chosen.
+    levels = _Levels(model, model.steady)
     calls: list[tuple[str, int]] = []
     layers = []
     for slot in profile.steady.slots:
@@ -72,28 +74,23 @@ def stack_of(model: CostModel, menus: Menus) -> Stack:
         calls.append((slot.layer_fqn, within))
         layers.append(
             LayerChoices(
-                tuple(
-                    _option(slot.call, (first, cost.first[within]), (steady, cost.steady[within]))
-                    for cost in costs[slot.layer_fqn].values()
-                ),
-                after_bytes=max(first.after_bytes(slot.call), steady.after_bytes(slot.call)),
+                tuple(_option(levels, slot.call, cost.steady[within]) for cost in costs[slot.layer_fqn].values()),
+                after_bytes=levels.after_bytes(slot.call),
                 tie=slot.layer_fqn,
             )
         )
     problem = Problem(
         layers=tuple(layers),
-        floor_bytes=max(first.floor_bytes, steady.floor_bytes),
+        floor_bytes=max(_Levels(model, model.first).floor_bytes, levels.floor_bytes),
         base_time_s=sum(s.step_time_s for s in profile.steady.slots if s.kind in ("outer", "optimizer")),
     )
     return Stack(model, tuple(calls), {fqn: tuple(of_layer) for fqn, of_layer in costs.items()}, problem)
 
 
-def _option(call: int, *steps: tuple[_Levels, CallCost]) -> Option:
-    """What a treatment costs at a call, over the steps: bytes of the worst, time of the last."""
-    _, cost = steps[-1]
+def _option(levels: _Levels, call: int, cost: CallCost) -> Option:
     return Option(
-        kept_bytes=max(levels.kept_bytes(call, cost) for levels, cost in steps),
-        need_bytes=max(levels.need_bytes(call, cost) for levels, cost in steps),
+        kept_bytes=levels.kept_bytes(call, cost),
+        need_bytes=levels.need_bytes(call, cost),
         time_s=sum(slot.step_time_s for slot in (cost.forward, cost.backward) if slot is not None),
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from actune.cost.model import CostModel
+from actune.cost.stack import stack_of
 from actune.cost.survey import begin_survey, extend_survey
 from actune.measure import Workload, measure_plan, open_device, profile_plan
 from actune.plan import NO_AC, Plan, Treatment, dump_plan
@@ -52,6 +53,17 @@ def test_the_peak_of_mixed_plans_is_predicted_to_the_byte(target: str) -> None:
     plans = [Plan.from_treatments({fqn: rng.choice(MENU) for fqn in layer_fqns}) for _ in range(4)]
     predicted = [model.predict(plan, layer_fqns).peak_bytes for plan in (Plan(), *plans)]
     assert predicted == [measured_peak_bytes(workload, plan) for plan in (Plan(), *plans)]
+
+    # What the solver is asked has the same peaks, so its optimum is the model's.
+    stack = stack_of(model, dict.fromkeys(layer_fqns, MENU))
+    for _ in range(100):
+        choice = [rng.randrange(len(MENU)) for _ in layer_fqns]
+        peak_bytes = stack.predict(choice).peak_bytes
+        assert peak_bytes is not None
+        assert peak_bytes <= stack.problem.peak_bytes(choice) <= 1.005 * peak_bytes
+        if target.startswith(("dense", "moe")):  # the layers of the others share tensors
+            assert stack.problem.peak_bytes(choice) == peak_bytes
+        assert stack.problem.time_ps(choice) == pytest.approx(1e12 * (stack.predict(choice).step_time_s or 0))
 
 
 def test_where_a_treatment_sits_matters() -> None:
