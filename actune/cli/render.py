@@ -43,7 +43,7 @@ def _plan_table(entries: Sequence[dict[str, Any]], *, budget_bytes: int | None =
     """Predictions have columns where there are any."""
     with_predictions = _any_predicted(entries)
     predicted = ("predicted",) if with_predictions else ()
-    table = new_table("plan", "outcome", "peak", *predicted, "step time", *predicted, "relative", "95% interval")
+    table = new_table("plan", "outcome", "peak", *predicted, "step time", "relative", "95% interval", *predicted)
     for entry in entries:
         low, high = entry.get("relative_step_time_low"), entry.get("relative_step_time_high")
         table.add_row(
@@ -52,9 +52,9 @@ def _plan_table(entries: Sequence[dict[str, Any]], *, budget_bytes: int | None =
             _peak(entry),
             *([format_bytes(entry["predicted_peak_bytes"])] if with_predictions else []),
             format_duration(entry["step_time_s"]),
-            *([format_duration(entry["predicted_step_time_s"])] if with_predictions else []),
             format_ratio(entry["relative_step_time"]),
             "–" if low is None else f"{low:.3f}–{high:.3f}",
+            *([format_ratio(entry["predicted_relative_step_time"])] if with_predictions else []),
         )
     return table
 
@@ -116,7 +116,7 @@ def _trial_table(trials: Sequence[dict[str, Any]], best: dict[str, Any] | None) 
     """Every prediction beside its measurement, where there are any."""
     with_predictions = _any_predicted(trials)
     predicted = ("predicted",) if with_predictions else ()
-    table = new_table("trial", "plan", "state", "outcome", "peak", *predicted, "step time", *predicted, "relative")
+    table = new_table("trial", "plan", "state", "outcome", "peak", *predicted, "step time", "relative", *predicted)
     for trial in trials:
         is_best = best is not None and best["plan_hash"] == trial["plan_hash"]
         table.add_row(
@@ -127,8 +127,8 @@ def _trial_table(trials: Sequence[dict[str, Any]], best: dict[str, Any] | None) 
             _peak(trial),
             *([format_bytes(trial["predicted_peak_bytes"])] if with_predictions else []),
             format_duration(trial["step_time_s"]),
-            *([format_duration(trial["predicted_step_time_s"])] if with_predictions else []),
             format_ratio(trial["relative_step_time"]),
+            *([format_ratio(trial["predicted_relative_step_time"])] if with_predictions else []),
         )
     return table
 

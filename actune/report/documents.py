@@ -44,10 +44,10 @@ def study_document(store: Store, name: str) -> dict[str, Any]:
         UsageError: there is no such study.
     """
     study, trials, verdict = store.study(name), store.trials(name), store.verdict(name)
-    predicted = {prediction.plan_hash: prediction for prediction in store.predictions(name)}
+    predicted = Predicted(store.predictions(name), study.reference_hash)
     clock = clock_of(study.environment)
     compared = {} if verdict is None else {entry.plan_hash: entry for entry in verdict.entries}
-    entries = [_trial_entry(trial, study, clock, predicted.get(trial.plan_hash)) for trial in trials]
+    entries = [_trial_entry(trial, study, clock, predicted) for trial in trials]
     run = {trial.plan_hash for trial in trials}
     return {
         "study": study.name,
@@ -62,8 +62,12 @@ def study_document(store: Store, name: str) -> dict[str, Any]:
             if trial.preset is not None
         ]
         + [
-            _final_entry(prediction.preset, predicted_entry(prediction.preset, prediction), None)
-            for prediction in predicted.values()
+            _final_entry(
+                prediction.preset,
+                plan_entry(prediction.preset, prediction.plan_hash) | predicted.part(prediction.plan_hash),
+                None,
+            )
+            for prediction in predicted.records
             if prediction.preset is not None and prediction.plan_hash not in run
         ],
         "reference": None if study.reference_hash is None else _label(study.reference_hash, trials),
@@ -73,27 +77,45 @@ def study_document(store: Store, name: str) -> dict[str, Any]:
     }
 
 
-def predicted_entry(label: str, prediction: PredictionRecord) -> dict[str, Any]:
-    """A plan that was not run."""
-    return plan_entry(label, prediction.plan_hash, **_predictions(prediction))
+class Predicted:
+    """A study's predictions, by plan.
+
+    Attributes:
+        records: all of them.
+    """
+
+    def __init__(self, records: Sequence[PredictionRecord], reference_hash: str | None) -> None:
+        self.records = records
+        self._of_plan = {record.plan_hash: record for record in records}
+        reference = None if reference_hash is None else self._of_plan.get(reference_hash)
+        self._reference_s = None if reference is None else reference.step_time_s
+
+    def peak_bytes(self, plan_hash: str) -> int | None:
+        """A plan's predicted peak."""
+        record = self._of_plan.get(plan_hash)
+        return None if record is None else record.peak_bytes
+
+    def part(self, plan_hash: str) -> dict[str, Any]:
+        """The predicted part of a plan's entry; what is not known is null."""
+        record = self._of_plan.get(plan_hash)
+        step_time_s = None if record is None else record.step_time_s
+        return {
+            "predicted_peak_bytes": self.peak_bytes(plan_hash),
+            "predicted_step_time_s": step_time_s,
+            "predicted_relative_step_time": (
+                step_time_s / self._reference_s if step_time_s is not None and self._reference_s else None
+            ),
+        }
 
 
-def _predictions(prediction: PredictionRecord | None) -> dict[str, Any]:
-    """The predicted part of a plan's entry."""
-    return {
-        "predicted_peak_bytes": None if prediction is None else prediction.peak_bytes,
-        "predicted_step_time_s": None if prediction is None else prediction.step_time_s,
-    }
-
-
-def _largest_peak_error(trials: Sequence[TrialRecord], predicted: Mapping[str, PredictionRecord]) -> float | None:
+def _largest_peak_error(trials: Sequence[TrialRecord], predicted: Predicted) -> float | None:
     """The largest error of a predicted peak, as a share of the measured one; only whole measurements are compared."""
     errors = []
     for trial in trials:
-        prediction, measurement = predicted.get(trial.plan_hash), trial.measurement
-        if prediction is not None and prediction.peak_bytes is not None and measurement.outcome is Outcome.OK:
+        predicted_bytes, measurement = predicted.peak_bytes(trial.plan_hash), trial.measurement
+        if predicted_bytes is not None and measurement.outcome is Outcome.OK:
             assert measurement.peak_bytes is not None
-            errors.append(abs(prediction.peak_bytes / measurement.peak_bytes - 1))
+            errors.append(abs(predicted_bytes / measurement.peak_bytes - 1))
     return max(errors, default=None)
 
 
@@ -104,9 +126,7 @@ def outcome_under(measurement: Measurement, budget_bytes: int | None) -> Outcome
     return Outcome.OVER_BUDGET if measurement.outcome is Outcome.OK and is_over else measurement.outcome
 
 
-def _trial_entry(
-    trial: TrialRecord, study: StudyRecord, clock: Clock, prediction: PredictionRecord | None
-) -> dict[str, Any]:
+def _trial_entry(trial: TrialRecord, study: StudyRecord, clock: Clock, predicted: Predicted) -> dict[str, Any]:
     outcome = outcome_under(trial.measurement, study.budget_bytes)
     return plan_entry(
         trial.preset or f"trial {trial.number}",
@@ -115,8 +135,8 @@ def _trial_entry(
         peak_bytes=trial.measurement.peak_bytes,
         step_time_s=median_step_time_s([pair.plan for pair in trial.measurement.pairs]),
         relative=relative_step_time(trial.measurement, clock),
-        **_predictions(prediction),
     ) | {
+        **predicted.part(trial.plan_hash),
         "number": trial.number,
         "state": _STATES.get(outcome, "failed"),
         "compile_s": trial.measurement.compile_s,
@@ -129,7 +149,7 @@ def _trial_entry(
 
 def _final_entry(label: str, shown: Mapping[str, Any], entry: VerdictEntry | None) -> dict[str, Any]:
     """A plan with the final comparison's numbers, where it took part in it."""
-    document = {key: shown[key] for key in plan_entry("", "")}
+    document = {key: shown[key] for key in (*plan_entry("", ""), "predicted_relative_step_time")}
     document |= {"plan": label, "relative_step_time_low": None, "relative_step_time_high": None}
     if entry is not None:
         document |= {
@@ -145,7 +165,7 @@ def _best(
     trials: Sequence[TrialRecord],
     verdict: Verdict | None,
     compared: Mapping[str, VerdictEntry],
-    predicted: Mapping[str, PredictionRecord],
+    predicted: Predicted,
 ) -> dict[str, Any] | None:
     if verdict is None or verdict.best_hash is None:
         return None
@@ -159,8 +179,8 @@ def _best(
         peak_bytes=trial.measurement.peak_bytes,
         step_time_s=median_step_time_s(entry.samples),
         relative=entry.relative_step_time,
-        **_predictions(predicted.get(trial.plan_hash)),
     ) | {
+        **predicted.part(trial.plan_hash),
         "relative_step_time_low": entry.relative_low,
         "relative_step_time_high": entry.relative_high,
         "trial": trial.number,

@@ -12,6 +12,7 @@ def entry(plan, relative, low, high, outcome="ok"):
         "peak_bytes": 2**20,
         "predicted_peak_bytes": None,
         "predicted_step_time_s": None,
+        "predicted_relative_step_time": None,
         "step_time_s": None if relative is None else 0.1 * relative,
         "relative_step_time": relative,
         "relative_step_time_low": low,
@@ -58,7 +59,12 @@ def test_what_the_best_plan_beats(capsys):
 
 
 def test_predictions_beside_measurements_and_presets_that_did_not_run(capsys):
-    measured = {"number": 0, "state": "complete", "predicted_peak_bytes": 2**20, "predicted_step_time_s": 0.25}
+    measured = {
+        "number": 0,
+        "state": "complete",
+        "predicted_peak_bytes": 2**20,
+        "predicted_relative_step_time": 0.98765,
+    }
     over, no_room = ({"peak_bytes": None, "predicted_peak_bytes": peak} for peak in (2**22, None))
     presets = [
         entry("full", 1.0, None, None),
@@ -68,7 +74,7 @@ def test_predictions_beside_measurements_and_presets_that_did_not_run(capsys):
     trials = [entry("full", 1.0, None, None) | measured]
     render_study(study(trials=trials, presets=presets, largest_peak_error=0.00123))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "0 full complete ok 1.0 MiB 1.0 MiB 100.0 ms 250.0 ms 1.000" in lines
+    assert "0 full complete ok 1.0 MiB 1.0 MiB 100.0 ms 1.000 0.988" in lines
     assert "largest error of a predicted peak so far: 0.123%" in lines
     assert "none not run: predicted over the budget – 4.0 MiB – – – –" in lines
     assert "split not run: predicted to have no room – – – – – –" in lines

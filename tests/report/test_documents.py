@@ -171,6 +171,7 @@ def test_predictions_beside_what_was_measured(store: Store) -> None:
     assert (presets["full"]["predicted_peak_bytes"], presets["full"]["peak_bytes"]) == (606, 600)
     assert (presets["sac"]["outcome"], presets["sac"]["peak_bytes"]) == (None, None)
     assert (presets["sac"]["predicted_peak_bytes"], presets["sac"]["predicted_step_time_s"]) == (1100, 0.5)
+    assert [entry["predicted_relative_step_time"] for entry in presets.values()] == [1.0, 1.0, 1.0, None]
     assert (presets["split"]["outcome"], presets["split"]["predicted_peak_bytes"]) == (None, None)
     assert all(entry.keys() == presets["full"].keys() for entry in presets.values())
 
