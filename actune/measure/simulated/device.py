@@ -57,7 +57,7 @@ class SimDevice:
         self.roofline = Roofline(spec)
         # The target may make small tensors of its own from lists or arrays, outside of ops.
         self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._tracker = StorageTracker(self.roofline.op_time_s)
+        self._tracker = StorageTracker(self._fake_mode, self.roofline.op_time_s)
         self._world_size = world_size
         self._sharding = Sharding(spec, self._tracker, world_size) if world_size > 1 else None
         self._cap_bytes = spec.total_bytes

@@ -142,8 +142,12 @@ def _traits_of(op: Op) -> _Traits:
 
 
 def _bytes_of(tensor: Tensor) -> int:
-    """What a kernel moves of it: an expanded tensor is no larger than what it lies in."""
-    return int(min(tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes()))
+    """What a kernel moves of it: along a dimension that is expanded it reads the same again."""
+    size_bytes = tensor.itemsize
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        if stride != 0 or size == 0:
+            size_bytes *= size
+    return size_bytes
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

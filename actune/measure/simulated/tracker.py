@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from actune.ac.ops import Op
 from actune.measure.simulated.caching_allocator import Event, rounded_bytes
+from actune.measure.simulated.op_cache import OpCache, OpTime
 from actune.units import format_bytes
 
-OpTime = Callable[[Op, tuple[Any, ...], dict[str, Any], Any], float]
-
 PICOSECONDS = 1_000_000_000_000
+
+_DEVICE = torch.ops.prim.device.default
 
 
 class StorageTracker(TorchDispatchMode):
@@ -35,14 +36,14 @@ class StorageTracker(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, op_time_s: OpTime) -> None:
+    def __init__(self, fake_mode: FakeTensorMode, op_time_s: OpTime) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = 0
         self.highest_bytes = 0
         self.clock_ps = 0
         self.limit_bytes: int | None = None
         self.share = 1
-        self._op_time_s = op_time_s
+        self._ops = OpCache(fake_mode, op_time_s)
         # By the storage's address: its weak reference, and its number on the tape.
         self._held: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
         self._sizes_bytes: dict[int, int] = {}
@@ -52,16 +53,14 @@ class StorageTracker(TorchDispatchMode):
     def __torch_dispatch__(self, op: Op, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Runs the op, notes the storages that it makes, and moves the clock on."""
         kwargs = kwargs or {}
-        output = op(*args, **kwargs)
-        if isinstance(output, Tensor):
-            self.hold(output)
-        elif isinstance(output, tuple | list):
-            for item in output:
-                if isinstance(item, Tensor):
-                    self.hold(item)
-        elif output is not None:
-            return output  # a device, a size, a number: nothing ran on the device
-        self.clock_ps += round(self._op_time_s(op, args, kwargs, output) * PICOSECONDS) // self.share
+        if op is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # asked several times as often as ops run
+        if op.namespace == "prim":
+            return op(*args, **kwargs)  # a question about a tensor: nothing runs on the device
+        output, made, time_s = self._ops.run(op, args, kwargs)
+        for tensor in made:
+            self.hold(tensor)
+        self.clock_ps += round(time_s * PICOSECONDS) // self.share
         return output
 
     def hold(self, tensor: Tensor, *, share: int | None = None) -> None:
