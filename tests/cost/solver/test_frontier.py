@@ -65,7 +65,7 @@ def test_points_of_a_stack_are_optima_of_budgets_from_end_to_end():
     assert points_of(solve_exact(problem, each.peak_bytes) for each in found) == points_of(found)
 
 
-@pytest.mark.parametrize("tried_labels", [16_000, 0], ids=["at-once", "one-by-one"])
+@pytest.mark.parametrize("tried_labels", [20_000, 0], ids=["at-once", "one-by-one"])
 def test_between_two_budgets(tried_labels, monkeypatch):
     monkeypatch.setattr(frontier_module, "TRIED_LABELS", tried_labels)
     problem = stack_problem(random.Random(3), 16)
