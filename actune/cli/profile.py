@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from actune.cli.options import (
-    DEFAULT_TRIAL_TIMEOUT,
-    DurationType,
-    device_help,
-    echo_json,
-    json_option,
-    scratch_log_folder,
-    target_help,
-)
+from actune.cli.loading import load_options, loaded_target
+from actune.cli.options import echo_json, json_option, target_help
 
 if TYPE_CHECKING:
     from actune.op_trace import LayersTraced
@@ -23,7 +16,6 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--target", required=True, metavar="T", help=target_help)
-@click.option("--device", default="cpu", show_default=True, metavar="D", help=device_help)
 @click.option("--ops", "with_ops", is_flag=True, help="List every op, not only modules. --json always does.")
 @click.option(
     "--batches", type=click.IntRange(1, 100), default=3, show_default=True, help="Traced batches: times are medians."
@@ -31,46 +23,21 @@ if TYPE_CHECKING:
 @click.option(
     "--points", type=click.IntRange(1, 100), default=6, show_default=True, help="Derived save sets of a class at most."
 )
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the model and data.")
-@click.option(
-    "--trial-timeout",
-    type=DurationType(),
-    default=DEFAULT_TRIAL_TIMEOUT,
-    show_default=True,
-    help="Cap on loading and on tracing.",
-)
+@load_options
 @json_option
-def profile(
-    target: str,
-    device: str,
-    with_ops: bool,
-    batches: int,
-    points: int,
-    seed: int,
-    trial_timeout: float,
-    as_json: bool,
-) -> None:
+def profile(target: str, with_ops: bool, batches: int, points: int, as_json: bool, **load: Any) -> None:
     """Show where a layer's bytes and time go, op by op, and which save sets that makes worth a trial."""
     from actune.cli.render_profile import render_profile
     from actune.cost.op_survey import trace_classes
-    from actune.engine import LocalEngine
-    from actune.records import LoadTarget
-    from actune.target_spec import parse_target_spec
 
-    parse_target_spec(target)
-    load = LoadTarget(target, device, seed)
-    with (
-        scratch_log_folder("profile") as log_folder,
-        LocalEngine(load, workers=1, timeout_s=trial_timeout, log_folder=log_folder) as engine,
-    ):
-        click.echo(f"loading {target} on {device}", err=True)
-        structure = engine.load().target.structure
+    with loaded_target("profile", target=target, **load) as session:
+        structure = session.loaded.target.structure
         names = ", ".join(layer_class.name for layer_class in structure.classes)
-        click.echo(f"tracing a layer of each class ({names}) on {batches} batches", err=True)
-        traced = trace_classes(structure, engine.trace_layers, batches=batches)
+        click.echo(f"tracing a layer of each class: {names}", err=True)
+        traced = trace_classes(structure, session.engine.trace_layers, batches=batches)
     document = {
         "target": target,
-        "device": device,
+        "device": load["device"],
         "sac_op_time_s": traced.sac_op_time_s,
         "layer_classes": _class_entries(traced, structure, points),
     }
