@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
 import torch
@@ -92,6 +93,10 @@ class CudaDevice(RealDevice):
         if budget_bytes is not None:
             fraction = min(1.0, max(0.0, (budget_bytes - self.outside_bytes()) / total_bytes))
         torch.cuda.set_per_process_memory_fraction(fraction, self.torch_device)
+
+    def without_limit(self) -> AbstractContextManager[None]:
+        """The card has what it has."""
+        return nullcontext()
 
     def release_cached(self) -> None:
         """Empties the caching allocator."""

@@ -114,6 +114,10 @@ class Device(Protocol):
         """Makes the device refuse allocations beyond the budget, where it can; None lifts the cap."""
         ...
 
+    def without_limit(self) -> AbstractContextManager[None]:
+        """Lifts the limit of what can be held, where it is only a figure; nothing on a device that is real."""
+        ...
+
     def release_cached(self) -> None:
         """Gives cached memory back, so that a trial starts where the first one did."""
         ...
@@ -236,6 +240,10 @@ class CpuDevice(RealDevice):
 
     def set_cap(self, budget_bytes: int | None) -> None:
         """A processor has no cap: the peak is compared with the budget after each step."""
+
+    def without_limit(self) -> AbstractContextManager[None]:
+        """The machine has what it has."""
+        return nullcontext()
 
     def release_cached(self) -> None:
         """The CPU allocator caches nothing."""

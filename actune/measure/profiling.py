@@ -29,14 +29,15 @@ def profile_plan(workload: Workload, request: ProfilePlan) -> PlanProfiled:
     plan = parse_plan(request.plan_toml)
     workload.restart()
     try:
-        workload.warm_up(plan)
-        first = None
-        workload.start_optimizer()
-        if request.with_optimizer:
-            first = _recorded_step(workload, plan, 0, with_optimizer=True)
-        steady = _recorded_step(workload, plan, int(request.with_optimizer), with_optimizer=request.with_optimizer)
-        if workload.device.computes:
-            steady = _timed(workload, plan, steady, request)
+        with workload.device.without_limit():
+            workload.warm_up(plan)
+            first = None
+            workload.start_optimizer()
+            if request.with_optimizer:
+                first = _recorded_step(workload, plan, 0, with_optimizer=True)
+            steady = _recorded_step(workload, plan, int(request.with_optimizer), with_optimizer=request.with_optimizer)
+            if workload.device.computes:
+                steady = _timed(workload, plan, steady, request)
     finally:
         workload.forget_plans()
         workload.restart()

@@ -29,12 +29,13 @@ def trace_layers(workload: Workload, request: TraceLayers) -> LayersTraced:
     _check(plan, fqns, workload)
     workload.restart()
     try:
-        workload.warm_up(plan)
-        if workload.device.computes:
-            _run_once(workload, plan)
-        # Without values all batches are alike, and a simulated clock tells the same of each.
-        batches = request.batches if workload.device.computes else 1
-        steps = [_traced_step(workload, plan, fqns, step) for step in range(batches)]
+        with workload.device.without_limit():
+            workload.warm_up(plan)
+            if workload.device.computes:
+                _run_once(workload, plan)
+            # Without values all batches are alike, and a simulated clock tells the same of each.
+            batches = request.batches if workload.device.computes else 1
+            steps = [_traced_step(workload, plan, fqns, step) for step in range(batches)]
         traces = tuple(_combined(workload, fqn, [step[fqn] for step in steps]) for fqn in fqns)
         return LayersTraced(traces, sac_op_time_s(workload, traces) if workload.device.computes else 0.0)
     finally:

@@ -164,6 +164,15 @@ class SimDevice:
         self._cap_bytes = min(self.spec.total_bytes, budget_bytes or self.spec.total_bytes)
         self._tracker.limit_bytes = self._cap_bytes - self.spec.outside_bytes
 
+    @contextmanager
+    def without_limit(self) -> Iterator[None]:
+        """Within the block the device is as large as it needs to be: a profile is not to end where the card does."""
+        self._tracker.limit_bytes = None
+        try:
+            yield
+        finally:
+            self.set_cap(None)
+
     def release_cached(self) -> None:
         """The allocator starts again from what is live."""
         # A step's own objects are young. Those of one that failed grew old while the error was on its way.
@@ -182,7 +191,7 @@ class SimDevice:
             torch.OutOfMemoryError: what is cut up and cached does not fit, though what is allocated would.
         """
         try:
-            return replay(self._tracker.tape, limit_bytes=self._cap_bytes - self.spec.outside_bytes).reserved_bytes
+            return replay(self._tracker.tape, limit_bytes=self._tracker.limit_bytes).reserved_bytes
         except AllocatorFullError as error:
             raise torch.OutOfMemoryError(
                 f"the simulated device's {format_bytes(self._cap_bytes)} are full: {error}"
