@@ -91,7 +91,7 @@ def summary(seconds):
     }
 
 
-def solvers_at(layer_count, seeds, ilp_limit_s):
+def solvers_at(layer_count, seeds, ilp_limit_s, frontier_runs):
     """Times and gaps over seeds and budgets; the integer program and the frontier for the first seed only."""
     runs = {"exact": [], "greedy": [], "ilp": [], "exhaustive": []}
     for seed in range(seeds):
@@ -110,7 +110,7 @@ def solvers_at(layer_count, seeds, ilp_limit_s):
             found, ilp_s = timed(solve_ilp, problem, budget_bytes, limit_s=ilp_limit_s)
             runs["ilp"].append((ilp_s, found.gap, found.time_s / solve_exact(problem, budget_bytes).time_s - 1))
     problem = stack_problem(random.Random(0), layer_count)
-    frontiers = [timed(solve_frontier, problem, points=200) for _ in range(3)]
+    frontiers = [timed(solve_frontier, problem, points=200) for _ in range(frontier_runs)]
     row = {"layers": layer_count, "options": OPTIONS, "problems": len(runs["exact"])}
     for solver, measured in runs.items():
         if measured:
@@ -342,18 +342,19 @@ def numbers(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="two seeds, a short ILP, sac_milp with 8 units only")
+    parser.add_argument("--fast", action="store_true", help="up to 128 layers, two seeds, sac_milp with 8 units")
     parser.add_argument("--sac-milp-layers", type=numbers, help="default: 16,32; none with an empty text")
     parser.add_argument("--save", action="store_true", help="write results/solver.json")
     arguments = parser.parse_args()
     milp_layers = arguments.sac_milp_layers
     if milp_layers is None:
         milp_layers = [8] if arguments.fast else [16, 32]
-    seeds, ilp_limit_s = (2, 2.0) if arguments.fast else (10, 60.0)
+    seeds, ilp_limit_s, frontier_runs = (2, 2.0, 1) if arguments.fast else (10, 60.0, 3)
+    sizes = SIZES[:-1] if arguments.fast else SIZES
     document = {"benchmark": "solver", "fast": arguments.fast, "solvers": [], "sac_milp": []}
     solve_exact(stack_problem(random.Random(0), 8), 10**13)  # numpy loads parts of itself on first use
-    for layer_count in (EXHAUSTIVE_LAYERS, *SIZES):
-        document["solvers"].append(solvers_at(layer_count, seeds, ilp_limit_s))
+    for layer_count in (EXHAUSTIVE_LAYERS, *sizes):
+        document["solvers"].append(solvers_at(layer_count, seeds, ilp_limit_s, frontier_runs))
         show(document["solvers"][-1])
     for layer_count in milp_layers:
         for alike in (False, True):
