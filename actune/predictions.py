@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from actune.plan import Plan, dump_plan, plan_hash
+
 
 @dataclass(frozen=True, slots=True)
 class PredictionRecord:
@@ -35,3 +37,17 @@ class PredictionRecord:
                 )
         if self.on_frontier and (self.peak_bytes is None or self.step_time_s is None):
             raise ValueError(f"plan {self.plan_hash} is on the frontier without a predicted peak and step time.")
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        *,
+        peak_bytes: int | None,
+        step_time_s: float | None,
+        preset: str | None = None,
+        on_frontier: bool = False,
+    ) -> PredictionRecord:
+        """The record of a plan; raises ValueError as the class does."""
+        toml = dump_plan(plan, with_provenance=False)
+        return cls(plan_hash(plan), toml, preset, peak_bytes, step_time_s, on_frontier)

@@ -53,6 +53,7 @@ HOMES = {
     "filelock": {"store"},
     "click": {"cli"},
     "rich": {"cli"},
+    "matplotlib": {"cli"},
     "pydantic": {"boundary"},
     "yaml": {"config"},
     "tomlkit": {"tomldoc"},
@@ -114,9 +115,12 @@ THE_WORKERS_SIDE = "import sys, actune.worker, actune.measure, actune.targets.hf
 @pytest.mark.parametrize(
     ("imports", "never"),
     [
-        (PARENT_SIDE, {"torch", "transformers"}),
+        (PARENT_SIDE, {"torch", "transformers", "matplotlib"}),
         (THE_WORKERS_SIDE, {"optuna", "sqlalchemy", "click", "alembic", "rich"}),
-        ("import sys, actune.cli\n", {"torch", "optuna", "sqlalchemy", "alembic", "rich", "pydantic", "yaml"}),
+        (
+            "import sys, actune.cli\n",
+            {"torch", "optuna", "sqlalchemy", "alembic", "rich", "pydantic", "yaml", "matplotlib"},
+        ),
     ],
     ids=["parent", "worker", "help"],
 )

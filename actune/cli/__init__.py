@@ -15,6 +15,7 @@ import click
 
 from actune import __version__
 from actune.cli.estimate import estimate
+from actune.cli.frontier import frontier
 from actune.cli.measure import measure
 from actune.cli.profile import profile
 from actune.cli.search import resume, search
@@ -35,7 +36,7 @@ def actune() -> None:
     """
 
 
-for command in (search, resume, studies, show, export, measure, estimate, profile, targets, spaces, doctor):
+for command in (search, resume, studies, show, export, measure, estimate, frontier, profile, targets, spaces, doctor):
     actune.add_command(command)
 
 

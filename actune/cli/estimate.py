@@ -49,6 +49,7 @@ def estimate(target: str, names: tuple[str, ...], as_json: bool, **load: Any) ->
     document = {
         "target": target,
         "device": load["device"],
+        "device_total_bytes": session.loaded.environment.device_total_bytes,
         "static_bytes": session.loaded.target.static_bytes,
         "plans": _entries(plans, predictions),
     }

@@ -20,7 +20,7 @@ def open_console() -> Console:
     return console
 
 
-def _peak(entry: dict[str, Any]) -> str:
+def format_measured_peak(entry: dict[str, Any]) -> str:
     """A plan over the budget was stopped, so its peak is at least what was seen."""
     text = format_bytes(entry["peak_bytes"])
     return f"≥ {text}" if entry["outcome"] == "over_budget" and entry["peak_bytes"] is not None else text
@@ -49,7 +49,7 @@ def _plan_table(entries: Sequence[dict[str, Any]], *, budget_bytes: int | None =
         table.add_row(
             entry["plan"],
             _outcome(entry, budget_bytes),
-            _peak(entry),
+            format_measured_peak(entry),
             *([format_bytes(entry["predicted_peak_bytes"])] if with_predictions else []),
             format_duration(entry["step_time_s"]),
             format_ratio(entry["relative_step_time"]),
@@ -108,7 +108,7 @@ def render_study(document: dict[str, Any]) -> None:
     console.print(f"\nbest: {best['plan']} ({best['plan_hash']}), {_equality(best)}")
     for line in _beaten(best, others):
         console.print(f"  {line}")
-    console.print("\n" + _describe(best["plan_toml"]))
+    console.print("\n" + describe_plan(best["plan_toml"]))
     console.print(f"\nexport it: actune export {document['study']} -o plan.toml   (or --format torchtitan-toml, …)")
 
 
@@ -124,7 +124,7 @@ def _trial_table(trials: Sequence[dict[str, Any]], best: dict[str, Any] | None) 
             trial["plan"] if not trial["plan"].startswith("trial") else trial["plan_hash"],
             trial["state"],
             _outcome(trial, None),
-            _peak(trial),
+            format_measured_peak(trial),
             *([format_bytes(trial["predicted_peak_bytes"])] if with_predictions else []),
             format_duration(trial["step_time_s"]),
             format_ratio(trial["relative_step_time"]),
@@ -161,7 +161,7 @@ def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return bool(low <= min(one["relative_step_time_high"], other["relative_step_time_high"]))
 
 
-def _describe(plan_toml: str) -> str:
+def describe_plan(plan_toml: str) -> str:
     """Layers and what they get; a layer that no rule names is left alone."""
     plan = parse_plan(plan_toml)
     return "\n".join(f"  {part}" for part in [*plan.describe().split("; "), "any layer not named here: no AC"])

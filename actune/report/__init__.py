@@ -1,6 +1,15 @@
 """Documents for commands: from the store, and from what a worker has just found."""
 
 from actune.report.documents import outcome_under, plan_entry, studies_document, study_document
+from actune.report.frontier import frontier_points, study_frontier_document
 from actune.report.op_profile import layer_class_entry
 
-__all__ = ["layer_class_entry", "outcome_under", "plan_entry", "studies_document", "study_document"]
+__all__ = [
+    "frontier_points",
+    "layer_class_entry",
+    "outcome_under",
+    "plan_entry",
+    "studies_document",
+    "study_document",
+    "study_frontier_document",
+]

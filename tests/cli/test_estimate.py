@@ -18,7 +18,7 @@ def test_peaks_are_those_that_measure_finds_to_the_byte(actune, tmp_path):
     assert estimated.code == 0, estimated.err
     measured = actune("measure", "--target", TINY, *plans, "--rounds", 1, "--json").document
     document = estimated.document
-    assert document.keys() == {"target", "device", "static_bytes", "plans"}
+    assert document.keys() == {"target", "device", "device_total_bytes", "static_bytes", "plans"}
     assert (document["target"], document["device"]) == (TINY, "cpu")
     for before, after in zip(document["plans"], measured["plans"], strict=True):
         assert before.keys() == PLAN_KEYS | {"predicted_relative_step_time"}
@@ -33,6 +33,8 @@ def test_peaks_are_those_that_measure_finds_to_the_byte(actune, tmp_path):
 def test_the_table(capsys):
     entry = {"plan": "full", "predicted_peak_bytes": 2**20, "predicted_step_time_s": 0.5}
     document = {
+        "device": "sim:tiny",
+        "device_total_bytes": 2**19,
         "static_bytes": 2**10,
         "plans": [
             entry | {"predicted_relative_step_time": 1.0},
@@ -44,7 +46,8 @@ def test_the_table(capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == ["full", "1.0", "MiB", "500.0", "ms", "1.000"]
     assert lines[2] == ["none", "no", "room", "–", "–"]
-    assert "single layer" in " ".join(lines[-1])
+    assert "single layer" in " ".join(lines[-2])
+    assert " ".join(lines[-1]).startswith("sim:tiny has 512.0 KiB: plans with a larger peak")
 
 
 def test_plan_that_does_not_fit_is_named(actune, tmp_path):
