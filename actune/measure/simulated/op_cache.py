@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from actune.ac.ops import Op
+from actune.measure.simulated.fake_ops import run_op
 
 OpTime = Callable[[Op, tuple[Any, ...], dict[str, Any], Any], float]
 
@@ -92,7 +93,7 @@ class OpCache:
         return ran
 
     def _run(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ran:
-        output = op(*args, **kwargs)
+        output = run_op(op, args, kwargs)
         items = output if isinstance(output, tuple | list) else (output,)
         made = [item for item in items if isinstance(item, Tensor)]
         return Ran(output, made, self._op_time_s(op, args, kwargs, output))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from actune.measure import Workload, open_device, profile_plan
 from actune.measure.simulated.op_cache import OpCache
@@ -150,3 +151,20 @@ def test_a_step_is_the_same_without_it(spec, monkeypatch):
     cached = profiled()
     monkeypatch.setattr(OpCache, "run", OpCache._run)
     assert profiled() == cached
+
+
+@pytest.mark.parametrize("columns", [8, 6])
+@pytest.mark.parametrize("dims", [(2, 3), (2, 2), (3, 3)])
+def test_grouped_matmuls_in_float32(cache, dims, columns):
+    """Fake tensors refuse them; a real CPU says what they return."""
+
+    def arguments():
+        left = torch.ones((16, 8) if dims[0] == 2 else (4, 16, 8))
+        right = torch.ones((columns, 8) if dims[1] == 2 else (4, columns, 8)).transpose(-2, -1)
+        return left, right, None if dims == (3, 3) else torch.arange(2, 10, 2, dtype=torch.int32)
+
+    with _disable_current_modes():
+        expected = aten._grouped_mm.default(*arguments())
+    output = cache.run(aten._grouped_mm.default, arguments(), {}).output
+    assert (output.shape, output.dtype, output.stride()) == (expected.shape, expected.dtype, expected.stride())
+    assert output.untyped_storage().nbytes() == expected.untyped_storage().nbytes()
