@@ -25,6 +25,7 @@ from actune.config import load_space, space_for
 from actune.cost.derive import derived_treatments
 from actune.cost.outlook import Outlook
 from actune.engine import LocalEngine
+from actune.errors import ActuneError
 from actune.op_trace import TraceLayers
 from actune.plan import NO_AC, Plan, dump_plan
 from actune.records import LoadTarget, MeasurePlan, MeasureRounds, Outcome
@@ -52,7 +53,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 load = LoadTarget(TARGETS[name], "cpu", 0)
                 with LocalEngine(load, workers=1, timeout_s=3600, log_folder=Path(folder)) as engine:
-                    row = {"target": name, "compile": mode, **compare(engine, mode, arguments)}
+                    row = {"target": name, "compile": mode}
+                    try:
+                        row |= compare(engine, mode, arguments)
+                    except ActuneError as error:
+                        row["failed"] = str(error)
             rows.append(row)
             print(render(row), file=sys.stderr, flush=True)
             document = {"benchmark": "prediction", "plans_each": arguments.plans, "rows": rows}
@@ -138,6 +143,8 @@ def compare(engine: LocalEngine, mode: str, arguments: argparse.Namespace) -> di
 
 
 def render(row: dict[str, object]) -> str:
+    if "failed" in row:
+        return f"{row['target']:<20} {row['compile']:<7} failed: {row['failed']}"
     rank = row.get("time_rank_correlation", "–")
     return (
         f"{row['target']:<20} {row['compile']:<7} {row['plans']:>3} plans of {row['treatments']:>2} treatments: "

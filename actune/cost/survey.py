@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from actune.cost.inference import inferred_costs
 from actune.cost.profile import (
     CallCost,
     CostProfile,
@@ -91,9 +92,43 @@ def extend_survey(
     Raises:
         PlanError: a treatment does not fit its layer.
     """
-    if not any(_unknown(role, wanted) for role in profile.roles):
+    asked = [_unknown(role, wanted) for role in profile.roles]
+    if not any(asked):
         return profile
-    pending = [_Pending(role, _unknown(role, wanted)) for role in profile.roles]
+    leaders = [_leader(profile, role) for role in profile.roles]
+    proofs = [
+        treatments if leader is role or NO_AC not in (*treatments, *role.costs) else treatments[:1]
+        for role, leader, treatments in zip(profile.roles, leaders, asked, strict=True)
+    ]
+    profile = _with_inferred(_learn(profile, proofs, run, timed_steps), leaders, asked)
+    rest = [
+        [treatment for treatment in treatments if treatment not in role.costs]
+        for role, treatments in zip(profile.roles, asked, strict=True)
+    ]
+    return _learn(profile, rest, run, timed_steps)
+
+
+def _leader(profile: CostProfile, role: LayerRole) -> LayerRole:
+    """The largest role of the same class, from which the others may be inferred; itself where none can be."""
+    if role.depends_on_data or profile.compile == "model":
+        return role
+    of_class = [other for other in profile.roles if other.class_name == role.class_name]
+    return max(of_class, key=lambda other: len(other.layer_fqns))
+
+
+def _with_inferred(profile: CostProfile, leaders: Sequence[LayerRole], asked: Sequence[list[Treatment]]) -> CostProfile:
+    """The profile with what can be inferred of the roles that are not their classes' leaders."""
+    roles = []
+    for role, leader, treatments in zip(profile.roles, leaders, asked, strict=True):
+        now = profile.role_of(leader.layer_fqns[0])
+        inferred = inferred_costs(role, now, treatments, BASE) if now is not role else {}
+        roles.append(replace(role, costs=inferred | dict(role.costs)))
+    return replace(profile, roles=tuple(roles))
+
+
+def _learn(profile: CostProfile, treatments: Sequence[list[Treatment]], run: Run, timed_steps: int) -> CostProfile:
+    """The profile with these treatments learned at each of its roles."""
+    pending = [_Pending(role, list(of_role)) for role, of_role in zip(profile.roles, treatments, strict=True)]
     learned: list[dict[Treatment, LayerCost | None]] = [dict(role.costs) for role in profile.roles]
     steps_run = profile.steps_run
     ends = dict(profile.unheld_ends)

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from actune.cost.derive import derived_treatments
 from actune.cost.model import Prediction
+from actune.cost.op_survey import trace_classes
 from actune.cost.optimum import PredictedPlan, best_plan, predicted_frontier
 from actune.cost.outlook import Outlook
 from actune.cost.stack import Stack
 from actune.engine import Engine
-from actune.errors import DeviceMemoryError, InfeasibleError
-from actune.op_trace import LayersTraced, TraceLayers
-from actune.plan import CompileMode, Plan, Treatment, dump_plan
+from actune.errors import InfeasibleError
+from actune.plan import CompileMode, Plan, Treatment
 from actune.records import ModelStructure
 from actune.search.space import ModelSpace
 
@@ -78,25 +78,14 @@ class Forecast:
     def _derived_of(self, layer_fqn: str) -> Sequence[Treatment]:
         """The save sets that the layer's op trace gives, beside those that the space names."""
         if self._derived is None:
-            of_class = derived_treatments(self._trace(), points=DERIVED_SETS)
+            traced = trace_classes(self._structure, self._engine.trace_layers)
+            of_class = derived_treatments(traced, points=DERIVED_SETS)
             self._derived = {
                 fqn: of_class.get(layer_class.name, ())
                 for layer_class in self._structure.classes
                 for fqn in layer_class.layer_fqns
             }
         return self._derived[layer_fqn]
-
-    def _trace(self) -> LayersTraced:
-        try:
-            return self._engine.trace_layers(_trace_request(Plan()))
-        except DeviceMemoryError:
-            # The traced layers have no AC in any case; the others then must have it.
-            full = Plan.from_treatments(dict.fromkeys(self._structure.layer_fqns, Treatment("full")))
-            return self._engine.trace_layers(_trace_request(full))
-
-
-def _trace_request(plan: Plan) -> TraceLayers:
-    return TraceLayers(dump_plan(plan, with_provenance=False))
 
 
 def _not_beaten(candidates: Sequence[PredictedPlan]) -> tuple[PredictedPlan, ...]:
