@@ -94,8 +94,11 @@ def _draw_predicted(axes: Axes, points: Sequence[Point], per_unit: int) -> None:
         axes.scatter(
             *zip(*(where for _, where in presets), strict=True), color="black", zorder=3, label="presets, predicted"
         )
-    for name, where in presets:
-        axes.annotate(name, where, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    at_one_place: dict[tuple[float, float], list[str]] = {}
+    for name, (x, y) in presets:
+        at_one_place.setdefault((round(x, 2), round(y, 3)), []).append(name)
+    for where, names in at_one_place.items():
+        axes.annotate(", ".join(names), where, xytext=(5, 4), textcoords="offset points", fontsize=8)
 
 
 def _draw_measured(axes: Axes, points: Sequence[Point], per_unit: int) -> None:
