@@ -1,5 +1,7 @@
 """Tables for people: what the best plan beats, and whether that is more than noise."""
 
+import pytest
+
 from actune.cli.render import render_study
 from actune.plan import Plan, dump_plan
 
@@ -34,6 +36,20 @@ def study(**changes):
         "finished": True,
     }
     return document | changes
+
+
+@pytest.mark.parametrize(
+    ("equal", "bitwise", "line"),
+    [
+        (True, True, "loss and gradients equal to the run without AC, bitwise"),
+        (True, False, "loss and gradients equal to the run without AC, within rounding"),
+        (None, None, "loss and gradients not compared: simulated"),
+    ],
+)
+def test_what_is_known_of_gradients(equal, bitwise, line, capsys):
+    known = {"trial": 4, "plan_toml": dump_plan(Plan()), "gradients_equal": equal, "gradients_bitwise": bitwise}
+    render_study(study(best=entry("trial 4", 0.9, 0.88, 0.93) | known))
+    assert line in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_the_best_plan_beats(capsys):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from actune.boundary import from_json
 from actune.errors import UsageError
 from actune.predictions import PredictionRecord
 from actune.records import (
@@ -120,6 +121,19 @@ def test_trials_as_measured(store: Store) -> None:
         assert shown[1][name] is None
     assert shown[5]["peak_bytes"] is None
     assert shown[5]["message"] == "killed"
+
+
+def test_gradients_that_were_not_compared_are_not_known(store: Store) -> None:
+    report = GradientReport(False, False, 0.0, 0.0, "loss", compared=False)
+    best = fill(store, verdict=replace(VERDICT, gradients=((SAMPLED, report),)))["best"]
+    assert (best["gradients_equal"], best["gradients_bitwise"]) == (None, None)
+
+
+def test_reports_from_before_there_were_simulated_devices_were_compared() -> None:
+    line = (
+        '{"equal":true,"bitwise":true,"tolerance":0.0,"largest_error":0.0,"worst":"loss","kind":"gradients_compared"}'
+    )
+    assert from_json(GradientReport, line).compared
 
 
 def test_best_and_presets_with_the_numbers_of_the_final_comparison(store: Store) -> None:

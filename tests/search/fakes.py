@@ -129,6 +129,8 @@ class Machine:
     without_ac: Measurement | None = None
     unequal: set[str] = field(default_factory=set)
     """Plans whose gradients differ."""
+    computes: bool = True
+    """Whether there are gradients to compare, as there are none on a simulated device."""
     before_trial: Callable[[str], None] = lambda plan_hash: None
     before_rounds: Callable[[MeasureRounds], None] = lambda request: None
     delay_s: Callable[[str], float] | None = None
@@ -228,8 +230,9 @@ class FakeEngine:
     def compare_gradients(self, request: CompareGradients) -> GradientReport:
         name = _hash(request.plan_toml)
         self._machine.compared.append((name, _hash(request.reference_toml)))
-        equal = name not in self._machine.unequal
-        return GradientReport(equal, True, 0.0, 0.0 if equal else 0.5, "layers.0.attention.wq.weight")
+        equal = self._machine.computes and name not in self._machine.unequal
+        error = 0.0 if equal else 0.5
+        return GradientReport(equal, True, 0.0, error, "layers.0.attention.wq.weight", compared=self._machine.computes)
 
     def profile(self, request: ProfilePlan) -> PlanProfiled:
         machine = self._machine

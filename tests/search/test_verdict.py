@@ -74,6 +74,13 @@ def test_a_plan_whose_gradients_differ_never_wins(store: Store, machine: Machine
     assert [(h, report.equal) for h, report in verdict.gradients] == [(first, False), (fastest[1], True)]
 
 
+def test_where_nothing_can_be_compared_the_fastest_wins(store: Store, machine: Machine) -> None:
+    machine.computes = False
+    verdict = search(store, machine, trials=10)
+    assert verdict.best_hash == fitting_by_time(store, machine, 2000)[0]
+    assert [(report.equal, report.compared) for _, report in verdict.gradients] == [(False, False)]
+
+
 def test_no_plan_wins_if_the_gradients_of_all_differ(store: Store, machine: Machine) -> None:
     machine.unequal.update(preset_hash(name, machine) for name in ("full", "sac"))
     verdict = search(store, machine, trials=3)
