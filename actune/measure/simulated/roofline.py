@@ -57,7 +57,6 @@ class Roofline:
         self._spec = spec
         self._bandwidth_bytes_per_s = spec.bandwidth_bytes_per_s * spec.bandwidth_efficiency
         self._traits: dict[Op, _Traits] = {}
-        self._flops: dict[Any, int | None] = {}
 
     def op_time_s(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> float:
         """Seconds of a call that returned `output`; 0 for one that launches no kernel, such as a view."""
@@ -100,11 +99,7 @@ class Roofline:
         kwargs: dict[str, Any],
         output: Any,
     ) -> float:
-        key = (op, *(tensor.shape for tensor in inputs))
-        if key in self._flops:
-            flops = self._flops[key]
-        else:
-            flops = self._flops[key] = op_flops(op, args, kwargs, output)
+        flops = op_flops(op, args, kwargs, output)
         if not flops:
             return 0.0
         if traits.is_causal is not None:

@@ -46,13 +46,14 @@ class _Step:
     """Where a step is.
 
     Attributes:
+        is_backward: a layer's backward has begun.
         order: groups of layers in the order of their calls in the forward.
-        ended: how many of them have ended their backward, from the last.
+        running: the group whose backward runs.
     """
 
     is_backward: bool = False
     order: list[_Group] = field(default_factory=list)
-    calls: int = 0
+    running: _Group | None = None
 
 
 class Sharding:
@@ -67,7 +68,6 @@ class Sharding:
         self._layers: list[_Group] = []
         self._root = _Group((), 0)
         self._step = _Step()
-        self._running_backward: _Group | None = None
 
     def shard(self, model: nn.Module, layer_fqns: Sequence[str]) -> None:
         """Makes the groups, and holds of each parameter this rank's share."""
@@ -112,7 +112,7 @@ class Sharding:
         if self._root.number is None:
             self._step = _Step()
             self._gather(self._root)
-            self._wait_ps(self._gather_ps(self._root))
+            self._wait(self._gather_ps(self._root))
 
     def _before_forward(self, group: _Group) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -157,14 +157,14 @@ class Sharding:
             self._step.is_backward = True
             torch.autograd.Variable._execution_engine.queue_callback(self._end_model)
         group = self._step.order[place]
-        self._running_backward = group
+        self._step.running = group
         self._begin(group, self._step.order[place - 1] if place else None)
 
     def _end_backward(self) -> None:
-        group, self._running_backward = self._running_backward, None
+        group, self._step.running = self._step.running, None
         if group is None:
             return
-        group.communication_ps += self._reduce(group)
+        group.communication_ps += self._reduce_ps(group)
         self._end(group)
         self._free(group)
 
@@ -172,7 +172,7 @@ class Sharding:
         self._end_backward()
         for group in self._layers:
             self._free(group)
-        self._wait_ps(self._reduce(self._root))
+        self._wait(self._reduce_ps(self._root))
         self._free(self._root)
         self._step = _Step()
 
@@ -181,7 +181,7 @@ class Sharding:
     def _begin(self, group: _Group, following: _Group | None) -> None:
         if group.number is None:
             self._gather(group)
-            self._wait_ps(self._gather_ps(group))
+            self._wait(self._gather_ps(group))
         group.started_ps, group.communication_ps = self._tracker.clock_ps, 0
         if following is not None and following.number is None:
             self._gather(following)
@@ -191,7 +191,8 @@ class Sharding:
         """What runs beside the layer takes its own time if that is longer."""
         self._tracker.clock_ps = max(self._tracker.clock_ps, group.started_ps + group.communication_ps)
 
-    def _wait_ps(self, duration_ps: int) -> None:
+    def _wait(self, duration_ps: int) -> None:
+        """For communication that nothing runs beside."""
         self._tracker.clock_ps += duration_ps
 
     def _gather(self, group: _Group) -> None:
@@ -203,8 +204,8 @@ class Sharding:
             self._tracker.free(group.number)
             group.number = None
 
-    def _reduce(self, group: _Group) -> int:
-        """The gradients' shares take their place. Picoseconds of the reduce-scatter."""
+    def _reduce_ps(self, group: _Group) -> int:
+        """Puts the gradients' shares in their place. Picoseconds of the reduce-scatter."""
         for parameter in group.parameters:
             if parameter.grad is not None:
                 self._tracker.shrink(parameter.grad, self._world_size)
