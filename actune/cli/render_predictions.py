@@ -18,10 +18,9 @@ def render_estimated(document: dict[str, Any]) -> None:
     """What `estimate` predicted."""
     table = new_table("plan", "predicted peak", "predicted step time", "relative")
     for entry in document["plans"]:
-        has_room = entry["predicted_peak_bytes"] is not None
         table.add_row(
             entry["plan"],
-            format_bytes(entry["predicted_peak_bytes"]) if has_room else "no room",
+            _predicted_peak(entry),
             format_duration(entry["predicted_step_time_s"]),
             format_ratio(entry["predicted_relative_step_time"]),
         )
@@ -52,7 +51,7 @@ def render_frontier(document: dict[str, Any]) -> None:
         table.add_row(
             point["plan"],
             point["on_frontier"] or "–",
-            "no room" if point["predicted_peak_bytes"] is None else format_bytes(point["predicted_peak_bytes"]),
+            _predicted_peak(point),
             format_duration(point["predicted_step_time_s"]),
             format_ratio(point["predicted_relative_step_time"]),
             *([format_measured_peak(point), format_ratio(point["relative_step_time"])] if is_study else []),
@@ -75,6 +74,13 @@ def render_frontier(document: dict[str, Any]) -> None:
                 f"{format_duration(best['predicted_step_time_s'])}"
             )
             console.print(describe_plan(best["plan_toml"]))
+
+
+def _predicted_peak(entry: dict[str, Any]) -> str:
+    """What ran may just not have been predicted; what did not run and has no predicted peak has no room."""
+    if entry["predicted_peak_bytes"] is None and entry.get("outcome") is None:
+        return "no room"
+    return format_bytes(entry["predicted_peak_bytes"])
 
 
 def _render_device(console: Console, document: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:

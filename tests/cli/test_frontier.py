@@ -109,6 +109,17 @@ def test_table_has_all_presets_and_a_readable_number_of_others(capsys):
     assert "best within 60% (4.0 MiB): feed, peak 4.0 MiB, step time 970.0 ms" in lines
 
 
+def test_table_of_a_study_tells_what_has_no_room_from_what_was_not_predicted(capsys):
+    unknown = {"predicted_peak_bytes": None, "predicted_step_time_s": None, "predicted_relative_step_time": None}
+    measured = {"outcome": "over_budget", "peak_bytes": 2**20, "on_frontier": None}
+    points = [point(1, **unknown, **measured), point(2, **unknown, preset="none", on_frontier=None)]
+    render_frontier({"study": "s", "budget_bytes": 2**19, "reference": "full", "points": points})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == "plan-1 – – – – ≥ 1.0 MiB – 3 full, 1 none"
+    assert lines[2] == "plan-2 – no room – – – – 3 full, 1 none; compile=layer"
+    assert lines[-1] == "budget of the study: 512.0 KiB"
+
+
 def test_table_of_a_study_without_anything(capsys):
     render_frontier({"study": "s", "budget_bytes": None, "reference": None, "points": []})
     assert capsys.readouterr().out == "nothing was predicted or measured yet\n"
