@@ -58,7 +58,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"actune: {error}", err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("actune: interrupted. What was measured is stored; `actune resume NAME` goes on.", err=True)
+        click.echo("actune: interrupted. What a search has measured is stored; `actune resume NAME` goes on.", err=True)
         return INTERRUPTED
     except (BrokenPipeError, SystemExit):
         # The reader of our output has gone, as in `actune show … | head`, which click and rich make a SystemExit of.

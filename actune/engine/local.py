@@ -205,6 +205,12 @@ class LocalEngine:
         failed = _expect_failed(reply)
         if failed.blame == "usage":
             raise UsageError(failed.message)
+        if failed.blame == "oom":
+            raise DeviceMemoryError(
+                f"target '{self._target.spec}' does not fit on {self._target.device} even before a first step: "
+                f"{failed.message.rstrip('.')}. Take fewer layers (?layers=N), a larger device, or, for a simulated "
+                "one, shard it by --world-size."
+            )
         raise self._target_error(failed.message, failed.detail)
 
     def _retire(self, worker: WorkerProcess) -> None:

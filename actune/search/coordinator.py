@@ -160,7 +160,12 @@ class _Coordinator:
             self._run_trials()
         self._reporter.stage("comparing the best plans and the presets side by side")
         verdict = decide(
-            self._record, self._trials, self._relative_step_times, self._engine, no_ac_runs=self._no_ac_runs
+            self._record,
+            self._trials,
+            self._relative_step_times,
+            self._engine,
+            no_ac_runs=self._no_ac_runs,
+            predictions={record.plan_hash: record for record in self._store.predictions(self._name)},
         )
         self._store.save_verdict(self._name, verdict)
         return verdict

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from actune.cost.model import Prediction
 from actune.cost.optimum import PredictedPlan
 from actune.errors import CostError, InfeasibleError, TargetError
-from actune.plan import Plan, dump_plan, parse_plan, plan_hash
+from actune.plan import Plan, parse_plan
 from actune.predictions import PredictionRecord
 from actune.records import Outcome, TrialRecord
 from actune.search.forecast import Forecast
@@ -63,13 +63,14 @@ class Foresight:
         reporter.stage("profiling the layers")
         try:
             frontier = self._forecast.frontier()
-            for name, plan in self._space.presets.items():
-                self._save(plan, self._forecast.predict(plan), preset=name)
+            presets = [
+                _record(plan, self._forecast.predict(plan), preset=name) for name, plan in self._space.presets.items()
+            ]
         except (InfeasibleError, TargetError, CostError) as error:
             reporter.stage(f"searching without predictions: {error}")
             return ()
-        for point in frontier:
-            self._save(point.plan, point.prediction, on_frontier=True)
+        points = [_record(point.plan, point.prediction, on_frontier=True) for point in frontier]
+        self._store.save_predictions(self._study, (*presets, *points))
         smallest_bytes = _peak_bytes(frontier[0])
         if smallest_bytes > self._budget_bytes:
             reporter.stage(
@@ -88,7 +89,7 @@ class Foresight:
         """Stores what is predicted of a plan that is about to run."""
         prediction = self._forecast.known(plan)
         if prediction is not None:
-            self._save(plan, prediction)
+            self._store.save_predictions(self._study, (_record(plan, prediction),))
 
     def learn(self, trial: TrialRecord) -> None:
         """Compares a trial that ran to its end with its prediction."""
@@ -108,18 +109,17 @@ class Foresight:
         share = prediction.peak_bytes / self._budget_bytes - 1
         return share if share > self.margin.share else None
 
-    def _save(
-        self, plan: Plan, prediction: Prediction, *, preset: str | None = None, on_frontier: bool = False
-    ) -> None:
-        record = PredictionRecord(
-            plan_hash=plan_hash(plan),
-            plan_toml=dump_plan(plan, with_provenance=False),
-            preset=preset,
-            peak_bytes=prediction.peak_bytes,
-            step_time_s=prediction.step_time_s,
-            on_frontier=on_frontier,
-        )
-        self._store.save_predictions(self._study, (record,))
+
+def _record(
+    plan: Plan, prediction: Prediction, *, preset: str | None = None, on_frontier: bool = False
+) -> PredictionRecord:
+    return PredictionRecord.of(
+        plan,
+        peak_bytes=prediction.peak_bytes,
+        step_time_s=prediction.step_time_s,
+        preset=preset,
+        on_frontier=on_frontier,
+    )
 
 
 def _best_within(frontier: Sequence[PredictedPlan], budget_bytes: float) -> PredictedPlan | None:

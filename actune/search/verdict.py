@@ -10,6 +10,7 @@ from actune import __version__
 from actune.engine import Engine
 from actune.errors import TargetError
 from actune.plan import Plan, dump_plan, parse_plan, plan_hash
+from actune.predictions import PredictionRecord
 from actune.records import (
     CompareGradients,
     GradientReport,
@@ -33,12 +34,21 @@ def decide(
     engine: Engine,
     *,
     no_ac_runs: bool,
+    predictions: Mapping[str, PredictionRecord],
 ) -> Verdict:
     """Measures the best three plans that fit and the presets again, in interleaved rounds, and picks the winner.
 
     The fastest one is compared with the run without AC (with the reference plan where that does not run): loss and
     every gradient. If it fails, the next fastest is compared. A plan that fails is never the best. On a simulated
     device nothing can be compared, and the fastest is the best.
+
+    Args:
+        study: its record.
+        trials: of the study, finished.
+        relative_step_times: of those that were timed, by number.
+        engine: measures.
+        no_ac_runs: whether the target runs without AC.
+        predictions: by plan hash, for the best plan's provenance.
 
     Raises:
         TargetError: the final comparison itself crashed or hung.
@@ -66,7 +76,7 @@ def decide(
         reference_hash=study.reference_hash,
         entries=tuple(entries),
         best_hash=best.plan_hash if best else None,
-        best_toml=_with_provenance(study, best, entries) if best else None,
+        best_toml=_with_provenance(study, best, entries, predictions) if best else None,
         gradients=tuple(gradients),
         smallest_peak_bytes=smallest_peak_bytes,
         smallest_peak_hash=smallest_hash,
@@ -154,8 +164,14 @@ def _check_gradients(
     return engine.compare_gradients(CompareGradients(trial.plan_toml, expected))
 
 
-def _with_provenance(study: StudyRecord, trial: TrialRecord, entries: list[VerdictEntry]) -> str:
+def _with_provenance(
+    study: StudyRecord,
+    trial: TrialRecord,
+    entries: list[VerdictEntry],
+    predictions: Mapping[str, PredictionRecord],
+) -> str:
     plan = parse_plan(trial.plan_toml)
+    predicted = predictions.get(trial.plan_hash)
     entry = next(e for e in entries if e.plan_hash == trial.plan_hash)
     provenance: dict[str, Any] = {
         "plan_hash": plan_hash(plan),
@@ -164,6 +180,8 @@ def _with_provenance(study: StudyRecord, trial: TrialRecord, entries: list[Verdi
         "budget_bytes": study.budget_bytes,
         "peak_bytes": trial.measurement.peak_bytes,
         "step_time_s": median_step_time_s(entry.samples),
+        "predicted_peak_bytes": predicted.peak_bytes if predicted else None,
+        "predicted_step_time_s": predicted.step_time_s if predicted else None,
         "relative_step_time": entry.relative_step_time,
         "reference_plan_hash": study.reference_hash,
         "device": study.environment.device,
@@ -174,4 +192,5 @@ def _with_provenance(study: StudyRecord, trial: TrialRecord, entries: list[Verdi
         "trial": trial.number,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return dump_plan(Plan(plan.rules, plan.compile, provenance))
+    known = {key: value for key, value in provenance.items() if value is not None}  # TOML has no null
+    return dump_plan(Plan(plan.rules, plan.compile, known))
