@@ -34,6 +34,9 @@ lint: $(STAMP)  ## Check style and types
 
 bench: $(STAMP)  ## Run the fast benchmarks: one JSON line each
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/solver.py --fast
+	$(BIN)/python benchmarks/profiling.py --fast
+	$(BIN)/python benchmarks/prediction.py --fast
 	$(BIN)/python benchmarks/search.py
 
 clean:  ## Remove the virtual environment, caches and studies

@@ -37,7 +37,7 @@ EXHAUSTIVE_LAYERS = 5  # 8^5 choices
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)  # budgets, between the smallest peak and that of the fastest choice
 OPTIONS = 8
 FINE_OPTIONS = 65
-MODULES_BELOW = 8  # each unit, in sac_milp's graph
+MODULES_BELOW = 12  # each unit, in sac_milp's graph: as many as torchtitan's Llama block has
 SAC_MILP_LIMIT_S = 180.0  # set in PyTorch's source, as is a gap of 5% at which it stops
 MS_PER_S = 1e3
 
