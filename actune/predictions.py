@@ -16,7 +16,7 @@ class PredictionRecord:
         plan_hash: of the plan.
         plan_toml: as `dump_plan(plan, with_provenance=False)` writes it.
         preset: the preset's name if the plan is one.
-        peak_bytes: predicted; None if the device has no room for a treatment of the plan.
+        peak_bytes: predicted; None if a treatment of the plan can't be had.
         step_time_s: predicted, of a step after the optimizer's first; None as well then.
         on_frontier: whether no other plan of the space is predicted to beat it in both.
     """

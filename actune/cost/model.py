@@ -24,15 +24,16 @@ class Prediction:
 
     Attributes:
         peak_bytes: of the optimizer's first step and of a later one, the higher. On CUDA with what the allocator
-            reserves beyond what is allocated, and what lies outside of it. None if the device has no room for a
-            treatment of the plan.
+            reserves beyond what is allocated, and what lies outside of it. None if a treatment was refused.
         step_time_s: of a later step; None as well then.
         allocated_bytes: the peak without what CUDA adds to it.
+        refusal: which treatment of the plan can't be had, and why; then there are no numbers.
     """
 
     peak_bytes: int | None
     step_time_s: float | None
     allocated_bytes: int | None
+    refusal: str | None = None
 
 
 class CostModel:
@@ -67,7 +68,8 @@ class CostModel:
             for fqn in role.layer_fqns:
                 cost = self.profile.cost(fqn, treatments[fqn])
                 if cost is None:
-                    return Prediction(None, None, None)
+                    why = role.refusals.get(treatments[fqn].canonical(), "it was refused")
+                    return Prediction(None, None, None, refusal=f"'{treatments[fqn].label()}' at {fqn}: {why}")
                 costs[fqn] = cost
         first = self.first.composed({fqn: cost.first for fqn, cost in costs.items()})
         steady = self.steady.composed({fqn: cost.steady for fqn, cost in costs.items()})

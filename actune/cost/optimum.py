@@ -54,7 +54,7 @@ def best_plan(stack: Stack, layer_fqns: Sequence[str], budget_bytes: int) -> Pre
             ) from None
         bound_s = solution.bound_s if bound_s is None else bound_s
         prediction = stack.predict(solution.choice)
-        assert prediction.peak_bytes is not None, "what the device has no room for is in no menu"
+        assert prediction.peak_bytes is not None, "what was refused is in no menu"
         if prediction.peak_bytes <= budget_bytes:
             return PredictedPlan(stack.plan(solution.choice, layer_fqns), prediction, bound_s)
         limit_bytes -= prediction.peak_bytes - budget_bytes

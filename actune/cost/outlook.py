@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from actune.cost.lessons import Run
 from actune.cost.model import CostModel, Prediction
 from actune.cost.profile import CostProfile, UnknownTreatmentError
 from actune.cost.stack import Menus, Stack, stack_of
-from actune.cost.survey import Run, begin_survey, extend_survey
+from actune.cost.survey import begin_survey, extend_survey
 from actune.plan import CompileMode, Plan, Treatment, dump_plan, plan_hash
 from actune.records import ModelStructure
 from actune.step_profile import ProfilePlan

@@ -64,13 +64,16 @@ class LayerRole:
         layer_fqns: in the model's order.
         class_name: of their layer class.
         depends_on_data: whether two batches gave other bytes; then each layer is a role of its own.
-        costs: by canonical treatment; None for one that the device had no room for, even at a single layer.
+        costs: by canonical treatment; None for one that was refused.
+        refusals: why a treatment can't be had at these layers: it does not fit them, or the device had no room for it
+            even at a single one.
     """
 
     layer_fqns: tuple[str, ...]
     class_name: str
     depends_on_data: bool
     costs: Mapping[Treatment, LayerCost | None]
+    refusals: Mapping[Treatment, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ class CostProfile:
         return next(role for role in self.roles if layer_fqn in role.layer_fqns)
 
     def cost(self, layer_fqn: str, treatment: Treatment) -> LayerCost | None:
-        """What a treatment costs at a layer; None if the device has no room for it.
+        """What a treatment costs at a layer; None if it was refused there.
 
         Raises:
             UnknownTreatmentError: it was not profiled.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from actune.cost.lessons import BASE
 from actune.cost.lifetimes import SharedInput
 from actune.cost.model import CostModel, Frame, Prediction
 from actune.cost.profile import CallCost, LayerCost
 from actune.cost.solver.problem import LayerChoices, Option, Problem
-from actune.cost.survey import BASE
 from actune.errors import CostError
 from actune.plan import Plan, Treatment
 
@@ -24,7 +24,7 @@ class Stack:
     Attributes:
         model: predicts what the choices come to.
         calls: the layer and the call's number within the layer, for each layer of `problem`.
-        menus: what each layer may get, without treatments that the device has no room for.
+        menus: what each layer may get, without treatments that were refused there.
         problem: for a solver. Its peaks are the model's own, to the byte, where each layer leaves as much behind after
             its backward under every treatment, as eager layers do. What layers share counts as held by the first.
     """
@@ -62,6 +62,9 @@ def stack_of(model: CostModel, menus: Menus) -> Stack:
         for fqn in role.layer_fqns:
             known = {treatment: profile.cost(fqn, treatment) for treatment in menus[fqn]}
             costs[fqn] = {treatment: cost for treatment, cost in known.items() if cost is not None}
+            if not costs[fqn]:
+                why = "; ".join(dict.fromkeys(role.refusals.values())) or "the menu is empty"
+                raise CostError(f"no treatment of the menu can be had at {fqn}: {why}")
     # Of the steady step: it has the optimizer's state, so that the first one peaks higher only in the optimizer itself.
     # Should it ever not, the model still predicts what is chosen.
     levels = _Levels(model, model.steady)

@@ -105,7 +105,7 @@ class Foresight:
         if prediction is None:
             return None
         if prediction.peak_bytes is None:
-            return 1.0  # the device had no room for one of its treatments
+            return 1.0  # one of its treatments can't be had
         share = prediction.peak_bytes / self._budget_bytes - 1
         return share if share > self.margin.share else None
 
@@ -128,5 +128,5 @@ def _best_within(frontier: Sequence[PredictedPlan], budget_bytes: float) -> Pred
 
 
 def _peak_bytes(point: PredictedPlan) -> int:
-    assert point.prediction.peak_bytes is not None, "the frontier has no plan that the device has no room for"
+    assert point.prediction.peak_bytes is not None, "the frontier has no plan with a refused treatment"
     return point.prediction.peak_bytes

@@ -6,10 +6,11 @@ import itertools
 
 import pytest
 
+from actune.cost.lessons import BASE
 from actune.cost.model import CostModel
 from actune.cost.outlook import Outlook
 from actune.cost.profile import UnknownTreatmentError
-from actune.cost.survey import BASE, begin_survey, extend_survey
+from actune.cost.survey import begin_survey, extend_survey
 from actune.errors import DeviceMemoryError
 from actune.plan import NO_AC, Plan
 
