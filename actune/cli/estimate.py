@@ -61,7 +61,7 @@ def estimate(target: str, names: tuple[str, ...], as_json: bool, **load: Any) ->
 
 def _predict_all(outlook: Outlook, plans: list[tuple[str, Plan]]) -> list[Prediction]:
     with suppress(PlanError):  # asked about one by one, the plan at fault can be named
-        outlook.learn_plans(plan for _, plan in plans)  # all at once, which takes the fewest steps
+        outlook.learn_plans([plan for _, plan in plans])  # all at once, which takes the fewest steps
     predictions = []
     for name, plan in plans:
         try:

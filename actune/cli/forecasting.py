@@ -46,6 +46,8 @@ def target_frontier(
         forecast.outlook.learn_plans(model_space.presets.values())
         records = tuple(_records(forecast, model_space.presets, points))
         click.echo(f"learned from {forecast.outlook.steps_run} steps", err=True)
+        for mode, why in forecast.left_out.items():
+            click.echo(f"plans with compile = {mode} are not in the frontier: {why}", err=True)
         found = [_best(forecast, budget) for budget in budgets]
     reference = _reference(records)
     return {
@@ -74,8 +76,9 @@ def _records(forecast: Forecast, presets: dict[str, Plan], points: int) -> Itera
     for plan, prediction in frontier.items():
         yield _record(plan, prediction, preset=named.get(plan), on_frontier=True)
     for plan, name in reversed(named.items()):
-        if plan not in frontier:
-            yield _record(plan, forecast.predict(plan), preset=name)
+        prediction = forecast.known(plan)
+        if plan not in frontier and prediction is not None:
+            yield _record(plan, prediction, preset=name)
 
 
 def _record(plan: Plan, prediction: Prediction, *, preset: str | None, on_frontier: bool = False) -> PredictionRecord:

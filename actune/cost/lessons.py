@@ -6,7 +6,16 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from actune.cost.profile import CallCost, CostProfile, LayerCost, calls_of, reserve_share, unheld_ends, without_frees
+from actune.cost.profile import (
+    CallCost,
+    CostProfile,
+    LayerCost,
+    Refusal,
+    calls_of,
+    reserve_share,
+    unheld_ends,
+    without_frees,
+)
 from actune.errors import DeviceMemoryError, PlanError
 from actune.plan import Plan, Treatment, dump_plan
 from actune.step_profile import PlanProfiled, ProfilePlan, Slot
@@ -95,7 +104,7 @@ class _Lessons:
                 return
             ((number, treatment),) = lesson
             self._costs[number][treatment] = None
-            self._refusals[number][treatment] = str(error)
+            self._refusals[number][treatment] = Refusal(str(error), no_room=isinstance(error, DeviceMemoryError))
             return
         self._unheld_ends |= unheld_ends(profiled.steady)
         self._reserve_shares.append(reserve_share(profiled.steady))

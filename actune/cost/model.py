@@ -7,13 +7,13 @@ their treatments. The idea is the design's, section 6: each constraint is local 
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from actune.cost.lifetimes import SharedInput, free_inputs, shared_inputs
-from actune.cost.profile import CallCost, CostProfile, LayerCost
+from actune.cost.profile import CallCost, CostProfile, LayerCost, Refusal
+from actune.cost.reserve import reserve_of
 from actune.plan import Plan, Treatment
 from actune.step_profile import Slot, StepProfile, highest_bytes
 
@@ -33,7 +33,7 @@ class Prediction:
     peak_bytes: int | None
     step_time_s: float | None
     allocated_bytes: int | None
-    refusal: str | None = None
+    refusal: Refusal | None = None
 
 
 class CostModel:
@@ -48,7 +48,7 @@ class CostModel:
     def __init__(self, profile: CostProfile) -> None:
         self.profile = profile
         self.first = Frame(profile.first, shared_inputs(profile.first, profile.unheld_ends))
-        self._reserve_share = statistics.median(profile.reserve_shares)
+        self._reserve = reserve_of(profile.reserved_peaks)
         self.steady = Frame(profile.steady, shared_inputs(profile.steady, profile.unheld_ends))
 
     def predict(self, plan: Plan, layer_fqns: Sequence[str]) -> Prediction:
@@ -68,8 +68,9 @@ class CostModel:
             for fqn in role.layer_fqns:
                 cost = self.profile.cost(fqn, treatments[fqn])
                 if cost is None:
-                    why = role.refusals.get(treatments[fqn].canonical(), "it was refused")
-                    return Prediction(None, None, None, refusal=f"'{treatments[fqn].label()}' at {fqn}: {why}")
+                    refusal = role.refusals[treatments[fqn].canonical()]
+                    why = f"'{treatments[fqn].label()}' at {fqn}: {refusal.reason}"
+                    return Prediction(None, None, None, Refusal(why, refusal.no_room))
                 costs[fqn] = cost
         first = self.first.composed({fqn: cost.first for fqn, cost in costs.items()})
         steady = self.steady.composed({fqn: cost.steady for fqn, cost in costs.items()})
@@ -77,14 +78,14 @@ class CostModel:
             highest_bytes(self.profile.first.live_bytes, first), highest_bytes(self.profile.steady.live_bytes, steady)
         )
         return Prediction(
-            round(allocated_bytes * (1 + self._reserve_share)) + self.profile.steady.outside_bytes,
+            self._reserve.reserved_bytes(allocated_bytes) + self.profile.steady.outside_bytes,
             sum(slot.step_time_s for slot in steady),
             allocated_bytes,
         )
 
     def allocatable_bytes(self, peak_bytes: int) -> int:
         """How much may be allocated for the peak to be that."""
-        return int((peak_bytes - self.profile.steady.outside_bytes) / (1 + self._reserve_share))
+        return self._reserve.allocatable_bytes(peak_bytes - self.profile.steady.outside_bytes)
 
 
 @dataclass(frozen=True, slots=True)

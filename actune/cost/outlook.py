@@ -9,6 +9,7 @@ from actune.cost.model import CostModel, Prediction
 from actune.cost.profile import CostProfile, UnknownTreatmentError
 from actune.cost.stack import Menus, Stack, stack_of
 from actune.cost.survey import begin_survey, extend_survey
+from actune.errors import PlanError
 from actune.plan import CompileMode, Plan, Treatment, dump_plan, plan_hash
 from actune.records import ModelStructure
 from actune.step_profile import ProfilePlan
@@ -48,7 +49,7 @@ class Outlook:
         """The model of a compile mode that knows the treatments of the menus at their layers.
 
         Raises:
-            PlanError: a treatment does not fit its layer.
+            PlanError: a plan of this compile mode can't be profiled on the device.
             DeviceMemoryError: the device has no room even for full checkpointing.
             TargetError: the target raised, or its worker died.
         """
@@ -76,10 +77,16 @@ class Outlook:
             self.learn(mode, of_mode)
 
     def predict(self, plan: Plan) -> Prediction:
-        """Peak and step time of a plan; profiles what it has not seen. Raises as `learn`."""
+        """Peak and step time of a plan; profiles what it has not seen.
+
+        Raises as `learn`, and:
+            PlanError: a treatment of the plan does not fit a layer.
+        """
         self.learn_plans([plan])
         prediction = self.known(plan)
         assert prediction is not None, "the plan was learned just now"
+        if prediction.refusal is not None and not prediction.refusal.no_room:
+            raise PlanError(prediction.refusal.reason)
         return prediction
 
     def known(self, plan: Plan) -> Prediction | None:

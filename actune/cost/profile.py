@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from actune.cost.reserve import ReservedPeak
 from actune.errors import CostError
 from actune.plan import CompileMode, Treatment
 from actune.step_profile import Slot, StepProfile
@@ -55,6 +56,19 @@ class LayerCost:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a treatment can't be had at a layer.
+
+    Attributes:
+        reason: as it was said.
+        no_room: the device had no room for it, even at a single layer; else the treatment does not fit the layer.
+    """
+
+    reason: str
+    no_room: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LayerRole:
     """Layers for which one profile serves: of the same class, and with the same slots under one plan for all.
 
@@ -65,15 +79,14 @@ class LayerRole:
         class_name: of their layer class.
         depends_on_data: whether two batches gave other bytes; then each layer is a role of its own.
         costs: by canonical treatment; None for one that was refused.
-        refusals: why a treatment can't be had at these layers: it does not fit them, or the device had no room for it
-            even at a single one.
+        refusals: why a treatment was refused.
     """
 
     layer_fqns: tuple[str, ...]
     class_name: str
     depends_on_data: bool
     costs: Mapping[Treatment, LayerCost | None]
-    refusals: Mapping[Treatment, str]
+    refusals: Mapping[Treatment, Refusal]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +99,7 @@ class CostProfile:
             those of `without_frees`.
         steady: a later step, with times.
         roles: each layer that is called is in one.
-        reserve_shares: how much more an allocator reserved than its peak of allocated bytes, as a share of that, in
-            each step run; 0 on a CPU.
+        reserved_peaks: what a caching allocator had allocated and reserved under each profiled plan; empty on a CPU.
         unheld_ends: the slot in which the model's own code frees an input that no layer holds, by the storage's number.
         steps_run: how many steps were run to learn it.
     """
@@ -96,7 +108,7 @@ class CostProfile:
     first: StepProfile
     steady: StepProfile
     roles: tuple[LayerRole, ...]
-    reserve_shares: tuple[float, ...]
+    reserved_peaks: tuple[ReservedPeak, ...]
     unheld_ends: Mapping[int, int]
     steps_run: int
 
@@ -115,11 +127,6 @@ class CostProfile:
         if key not in costs:
             raise UnknownTreatmentError(layer_fqn, treatment)
         return costs[key]
-
-
-def reserve_share(profile: StepProfile) -> float:
-    """How much more was reserved in a step than allocated, as a share of that."""
-    return 0.0 if profile.reserved_bytes is None else max(0.0, profile.reserved_bytes / profile.peak_bytes - 1)
 
 
 def without_frees(profile: StepProfile) -> StepProfile:

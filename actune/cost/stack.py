@@ -63,7 +63,10 @@ def stack_of(model: CostModel, menus: Menus) -> Stack:
             known = {treatment: profile.cost(fqn, treatment) for treatment in menus[fqn]}
             costs[fqn] = {treatment: cost for treatment, cost in known.items() if cost is not None}
             if not costs[fqn]:
-                why = "; ".join(dict.fromkeys(role.refusals.values())) or "the menu is empty"
+                why = (
+                    "; ".join(dict.fromkeys(refusal.reason for refusal in role.refusals.values()))
+                    or "the menu is empty"
+                )
                 raise CostError(f"no treatment of the menu can be had at {fqn}: {why}")
     # Of the steady step: it has the optimizer's state, so that the first one peaks higher only in the optimizer itself.
     # Should it ever not, the model still predicts what is chosen.

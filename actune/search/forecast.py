@@ -11,7 +11,7 @@ from actune.cost.optimum import PredictedPlan, best_plan, predicted_frontier
 from actune.cost.outlook import Outlook
 from actune.cost.stack import Stack
 from actune.engine import Engine
-from actune.errors import InfeasibleError
+from actune.errors import CostError, InfeasibleError, PlanError
 from actune.plan import CompileMode, Plan, Treatment
 from actune.records import ModelStructure
 from actune.search.space import ModelSpace
@@ -21,13 +21,19 @@ FRONTIER_POINTS = 200
 
 
 class Forecast:
-    """Predicts the plans of a space on a target."""
+    """Predicts the plans of a space on a target.
+
+    Attributes:
+        outlook: the cost models.
+        left_out: compile modes of the space that are not in the frontier, and why.
+    """
 
     def __init__(self, engine: Engine, structure: ModelStructure, space: ModelSpace) -> None:
         self._engine = engine
         self._structure = structure
         self._space = space
         self.outlook = Outlook(structure, engine.profile)
+        self.left_out: dict[CompileMode, str] = {}
         self._derived: Mapping[str, Sequence[Treatment]] | None = None
 
     def predict(self, plan: Plan) -> Prediction:
@@ -43,12 +49,13 @@ class Forecast:
 
         Raises as `Outlook.learn`.
         """
-        candidates = [
-            predicted
-            for mode in self._space.compile_modes
-            for predicted in predicted_frontier(self._stack(mode), self._structure.layer_fqns, points)
-        ]
-        return _not_beaten(candidates)
+        return _not_beaten(
+            [
+                predicted
+                for stack in self._stacks()
+                for predicted in predicted_frontier(stack, self._structure.layer_fqns, points)
+            ]
+        )
 
     def best(self, budget_bytes: int) -> PredictedPlan:
         """The plan of the space that is predicted to be the fastest that fits.
@@ -58,14 +65,35 @@ class Forecast:
         """
         found: list[PredictedPlan] = []
         smallest: list[InfeasibleError] = []
-        for mode in self._space.compile_modes:
+        for stack in self._stacks():
             try:
-                found.append(best_plan(self._stack(mode), self._structure.layer_fqns, budget_bytes))
+                found.append(best_plan(stack, self._structure.layer_fqns, budget_bytes))
             except InfeasibleError as error:
                 smallest.append(error)
         if not found:
             raise min(smallest, key=lambda error: error.smallest_peak_bytes or 0)
         return min(found, key=lambda predicted: predicted.prediction.step_time_s or 0.0)
+
+    def _stacks(self) -> list[Stack]:
+        """One for each compile mode that can be predicted.
+
+        Raises:
+            CostError: for none.
+        """
+        stacks = []
+        for mode in self._space.compile_modes:
+            if mode == "model":
+                self.left_out[mode] = (
+                    "one graph for all layers is no sum of layers; such plans are predicted one by one"
+                )
+                continue
+            try:
+                stacks.append(self._stack(mode))
+            except (PlanError, CostError) as error:
+                self.left_out[mode] = str(error)
+        if not stacks:
+            raise CostError("; ".join(f"compile = {mode}: {why}" for mode, why in self.left_out.items()))
+        return stacks
 
     def _stack(self, mode: CompileMode) -> Stack:
         menus = {

@@ -63,14 +63,19 @@ class Foresight:
         reporter.stage("profiling the layers")
         try:
             frontier = self._forecast.frontier()
-            presets = [
-                _record(plan, self._forecast.predict(plan), preset=name) for name, plan in self._space.presets.items()
-            ]
+            self._forecast.outlook.learn_plans(self._space.presets.values())
         except (InfeasibleError, TargetError, CostError) as error:
             reporter.stage(f"searching without predictions: {error}")
             return ()
+        presets = [
+            _record(plan, prediction, preset=name)
+            for name, plan in self._space.presets.items()
+            if (prediction := self._forecast.known(plan)) is not None
+        ]
         points = [_record(point.plan, point.prediction, on_frontier=True) for point in frontier]
         self._store.save_predictions(self._study, (*presets, *points))
+        for mode, why in self._forecast.left_out.items():
+            reporter.stage(f"plans with compile = {mode} are not predicted: {why}")
         smallest_bytes = _peak_bytes(frontier[0])
         if smallest_bytes > self._budget_bytes:
             reporter.stage(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from actune.errors import DeviceMemoryError
+from actune.errors import DeviceMemoryError, PlanError
 from actune.plan import NO_AC, Plan, Treatment, parse_plan
 from actune.records import LayerClass, ModelStructure
 from actune.step_profile import InputFreed, LayerCall, LayerInput, PlanProfiled, ProfilePlan, Slot, StepProfile
@@ -42,10 +42,13 @@ class Steps:
         self.capacity_bytes = capacity_bytes
         self.odd = odd or {}
         self.data_bytes = 0
+        self.misfits: set[Treatment] = set()
         self.plans: list[dict[str, Treatment]] = []
 
     def __call__(self, request: ProfilePlan) -> PlanProfiled:
         treatments = parse_plan(request.plan_toml).resolve(self.structure.layer_fqns)
+        if self.misfits & set(treatments.values()):
+            raise PlanError("it does not fit")
         steady = self.step(treatments, step=int(request.with_optimizer))
         if steady.peak_bytes > self.capacity_bytes:
             raise DeviceMemoryError("out of memory")

@@ -11,7 +11,7 @@ from actune.cost.model import CostModel
 from actune.cost.outlook import Outlook
 from actune.cost.profile import UnknownTreatmentError
 from actune.cost.survey import begin_survey, extend_survey
-from actune.errors import DeviceMemoryError
+from actune.errors import DeviceMemoryError, PlanError
 from actune.plan import NO_AC, Plan
 
 from .steps import FULL, SAC, Steps, structure_of
@@ -93,6 +93,8 @@ def test_a_treatment_without_room_even_at_one_layer_is_known_as_such():
     assert model.profile.cost("layers.0", NO_AC) is None
     prediction = model.predict(Plan(), structure.layer_fqns)
     assert (prediction.peak_bytes, prediction.step_time_s) == (None, None)
+    assert prediction.refusal is not None
+    assert prediction.refusal.no_room
 
 
 def test_no_room_for_full_checkpointing_is_said():
@@ -118,3 +120,17 @@ def test_an_outlook_profiles_what_it_is_asked_about_and_nothing_twice():
     sac = Plan.from_treatments(dict.fromkeys(steps.structure.layer_fqns, SAC))
     assert outlook.known(sac) is None
     assert outlook.predict(sac).peak_bytes == steps.peak_bytes(sac)
+
+
+def test_a_treatment_that_does_not_fit_is_refused_alone():
+    steps = Steps(structure_of(1, 3), odd={f"layers.{number}": -number for number in range(4)})
+    steps.misfits = {SAC}
+    model = model_of(steps)
+    for role in model.profile.roles:
+        assert role.costs[SAC] is None
+        assert role.refusals[SAC].reason == "it does not fit"
+        assert not role.refusals[SAC].no_room
+    assert model.predict(Plan(), steps.structure.layer_fqns).peak_bytes == steps.peak_bytes(Plan())
+    outlook = Outlook(steps.structure, steps)
+    with pytest.raises(PlanError, match=r"'selective' at layers\.0: it does not fit"):
+        outlook.predict(Plan.from_treatments(dict.fromkeys(steps.structure.layer_fqns, SAC)))
