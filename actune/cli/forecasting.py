@@ -76,9 +76,9 @@ def _records(forecast: Forecast, presets: dict[str, Plan], points: int) -> Itera
     for plan, prediction in frontier.items():
         yield _record(plan, prediction, preset=named.get(plan), on_frontier=True)
     for plan, name in reversed(named.items()):
-        prediction = forecast.known(plan)
-        if plan not in frontier and prediction is not None:
-            yield _record(plan, prediction, preset=name)
+        known = forecast.known(plan)
+        if plan not in frontier and known is not None:
+            yield _record(plan, known, preset=name)
 
 
 def _record(plan: Plan, prediction: Prediction, *, preset: str | None, on_frontier: bool = False) -> PredictionRecord:

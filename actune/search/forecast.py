@@ -92,7 +92,7 @@ class Forecast:
             except (PlanError, CostError) as error:
                 self.left_out[mode] = str(error)
         if not stacks:
-            raise CostError("; ".join(f"compile = {mode}: {why}" for mode, why in self.left_out.items()))
+            raise CostError("; ".join(f"{why} (compile = {mode})" for mode, why in self.left_out.items()))
         return stacks
 
     def _stack(self, mode: CompileMode) -> Stack:
