@@ -68,7 +68,7 @@ def _outcome(entry: dict[str, Any], budget_bytes: int | None) -> str:
     if entry["outcome"] is not None:
         return str(entry["outcome"]).replace("_", " ")
     if entry["predicted_peak_bytes"] is None:
-        return "not run: predicted to have no room"
+        return "not run: a treatment of it can't be had"
     if budget_bytes is not None and entry["predicted_peak_bytes"] > budget_bytes:
         return "not run: predicted over the budget"
     return "not run"

@@ -31,7 +31,7 @@ def render_estimated(document: dict[str, Any]) -> None:
         "buffers and inputs"
     )
     if any(entry["predicted_peak_bytes"] is None for entry in document["plans"]):
-        console.print("no room: the device can't hold a treatment of the plan even at a single layer")
+        console.print("can't run: the device has no room for a treatment of the plan even at a single layer")
     _render_device(console, document, document["plans"])
 
 
@@ -77,9 +77,9 @@ def render_frontier(document: dict[str, Any]) -> None:
 
 
 def _predicted_peak(entry: dict[str, Any]) -> str:
-    """What ran may just not have been predicted; what did not run and has no predicted peak has no room."""
+    """What ran may just not have been predicted; what did not run and has no predicted peak can't run."""
     if entry["predicted_peak_bytes"] is None and entry.get("outcome") is None:
-        return "no room"
+        return "can't run"
     return format_bytes(entry["predicted_peak_bytes"])
 
 

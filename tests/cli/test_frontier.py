@@ -116,7 +116,7 @@ def test_table_of_a_study_tells_what_has_no_room_from_what_was_not_predicted(cap
     render_frontier({"study": "s", "budget_bytes": 2**19, "reference": "full", "points": points})
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == "plan-1 – – – – ≥ 1.0 MiB – 3 full, 1 none"
-    assert lines[2] == "plan-2 – no room – – – – 3 full, 1 none; compile=layer"
+    assert lines[2] == "plan-2 – can't run – – – – 3 full, 1 none; compile=layer"
     assert lines[-1] == "budget of the study: 512.0 KiB"
 
 

@@ -93,4 +93,4 @@ def test_predictions_beside_measurements_and_presets_that_did_not_run(capsys):
     assert "0 full complete ok 1.0 MiB 1.0 MiB 100.0 ms 1.000 0.988" in lines
     assert "largest error of a predicted peak so far: 0.123%" in lines
     assert "none not run: predicted over the budget – 4.0 MiB – – – –" in lines
-    assert "split not run: predicted to have no room – – – – – –" in lines
+    assert "split not run: a treatment of it can't be had – – – – – –" in lines
