@@ -17,6 +17,9 @@ from actune.errors import UsageError
 PREFIX = "sim:"
 """What `--device` begins with for a simulated device."""
 
+BLOCK_BYTES = 512
+"""What PyTorch's allocator rounds blocks to; pages are a multiple of it."""
+
 Kernels = Literal["cpu", "cuda"]
 
 
@@ -60,6 +63,9 @@ class SimulatedDevice:
         interconnect_bytes_per_s: to the other devices of a node, in one direction.
         devices_per_node: how many there are in one.
         network_bytes_per_s: of each device to other nodes, in one direction.
+        expandable_segments: whether PyTorch's allocator is set to `expandable_segments:True`.
+        small_page_bytes: what those segments grow by where requests of up to 1 MiB are served.
+        large_page_bytes: what they grow by for larger requests.
         kernels: whose ops it runs where the kinds of devices differ, as in attention.
         sources: where the figures come from.
     """
@@ -76,6 +82,9 @@ class SimulatedDevice:
     interconnect_bytes_per_s: float
     devices_per_node: int
     network_bytes_per_s: float
+    expandable_segments: bool
+    small_page_bytes: int
+    large_page_bytes: int
     kernels: Kernels
     sources: tuple[str, ...]
 
@@ -89,6 +98,9 @@ class SimulatedDevice:
             "network_bytes_per_s",
         ):
             _check_positive(name, getattr(self, name))
+        for name in ("small_page_bytes", "large_page_bytes"):
+            if (page_bytes := getattr(self, name)) <= 0 or page_bytes % BLOCK_BYTES:
+                raise ValueError(f"{name}: {page_bytes} is no page. Expected a multiple of {BLOCK_BYTES} bytes.")
         for name in ("bandwidth_efficiency", "compute_efficiency"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is no share. Expected more than 0 and at most 1.")
@@ -124,6 +136,9 @@ class _DeviceFile(OutsideModel):
     interconnect_bytes_per_s: float
     devices_per_node: int
     network_bytes_per_s: float
+    expandable_segments: bool
+    small_page_bytes: int = 2 * 2**20
+    large_page_bytes: int = 20 * 2**20
     kernels: Kernels
     sources: list[str]
     flops_per_s: _FlopTable

@@ -12,10 +12,10 @@ from actune.cost.profile import (
     LayerCost,
     Refusal,
     calls_of,
-    reserve_share,
     unheld_ends,
     without_frees,
 )
+from actune.cost.reserve import reserved_peak
 from actune.errors import DeviceMemoryError, PlanError
 from actune.plan import Plan, Treatment, dump_plan
 from actune.step_profile import PlanProfiled, ProfilePlan, Slot
@@ -63,7 +63,7 @@ class _Lessons:
         self._timed_steps = timed_steps
         self._costs: list[dict[Treatment, LayerCost | None]] = [dict(role.costs) for role in profile.roles]
         self._refusals = [dict(role.refusals) for role in profile.roles]
-        self._reserve_shares = [*profile.reserve_shares]
+        self._reserved_peaks = [*profile.reserved_peaks]
         self._unheld_ends = dict(profile.unheld_ends)
         self._steps_run = profile.steps_run
         # Where bytes depend on data, what the optimizer's first and second step hold are two things.
@@ -78,7 +78,7 @@ class _Lessons:
         return replace(
             self._profile,
             roles=roles,
-            reserve_shares=tuple(self._reserve_shares),
+            reserved_peaks=tuple(self._reserved_peaks),
             unheld_ends=self._unheld_ends,
             steps_run=self._steps_run,
         )
@@ -107,7 +107,8 @@ class _Lessons:
             self._refusals[number][treatment] = Refusal(str(error), no_room=isinstance(error, DeviceMemoryError))
             return
         self._unheld_ends |= unheld_ends(profiled.steady)
-        self._reserve_shares.append(reserve_share(profiled.steady))
+        if (peak := reserved_peak(profiled)) is not None:
+            self._reserved_peaks.append(peak)
         steady = calls_of(without_frees(profiled.steady))
         first = steady if profiled.first is None else calls_of(without_frees(profiled.first))
         for (number, treatment), fqns in layers_of.items():

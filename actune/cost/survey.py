@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from actune.cost.inference import inferred_costs
 from actune.cost.lessons import BASE, Run, learn, merged
-from actune.cost.profile import CallCost, CostProfile, LayerRole, calls_of, reserve_share, unheld_ends, without_frees
+from actune.cost.profile import CallCost, CostProfile, LayerRole, calls_of, unheld_ends, without_frees
+from actune.cost.reserve import reserved_peak
 from actune.plan import NO_AC, CompileMode, Plan, Treatment, dump_plan
 from actune.records import ModelStructure
 from actune.step_profile import ProfilePlan
@@ -54,7 +55,7 @@ def begin_survey(
         first_step,
         steady_step,
         tuple(roles),
-        (reserve_share(profiled.steady),),
+        () if (peak := reserved_peak(profiled)) is None else (peak,),
         unheld_ends(profiled.steady),
         steps_run=2 + timed_steps,
     )

@@ -22,9 +22,11 @@ from torch.utils._pytree import tree_iter, tree_map
 from actune.device_spec import PREFIX, SimulatedDevice
 from actune.errors import TargetError
 from actune.measure.recording import Stretch
+from actune.measure.simulated.blocks import AllocatorFullError
 from actune.measure.simulated.building import build_fake_model
-from actune.measure.simulated.caching_allocator import AllocatorFullError, replay
+from actune.measure.simulated.caching_allocator import replay
 from actune.measure.simulated.card_ops import card_ops
+from actune.measure.simulated.expandable_segments import PageBytes
 from actune.measure.simulated.roofline import Roofline
 from actune.measure.simulated.sharding import Sharding
 from actune.measure.simulated.tracker import PICOSECONDS, StorageTracker
@@ -60,6 +62,8 @@ class SimDevice:
         self._tracker = StorageTracker(self._fake_mode, self.roofline.op_time_s)
         self._world_size = world_size
         self._sharding = Sharding(spec, self._tracker, world_size) if world_size > 1 else None
+        pages = PageBytes(spec.small_page_bytes, spec.large_page_bytes)
+        self._pages = pages if spec.expandable_segments else None
         self._cap_bytes = spec.total_bytes
         self._is_running = False
         self._has_failed = False
@@ -191,11 +195,12 @@ class SimDevice:
             torch.OutOfMemoryError: what is cut up and cached does not fit, though what is allocated would.
         """
         try:
-            return replay(self._tracker.tape, limit_bytes=self._tracker.limit_bytes).reserved_bytes
+            peaks = replay(self._tracker.tape, expandable=self._pages, limit_bytes=self._tracker.limit_bytes)
         except AllocatorFullError as error:
             raise torch.OutOfMemoryError(
                 f"the simulated device's {format_bytes(self._cap_bytes)} are full: {error}"
             ) from None
+        return peaks.reserved_bytes
 
 
 class SimPeakProbe:

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from actune.measure.simulated.caching_allocator import AllocatorFullError, AllocatorPeaks, replay
+from actune.measure.simulated.blocks import AllocatorFullError
+from actune.measure.simulated.caching_allocator import AllocatorPeaks, replay
 
 MIB = 2**20
 
