@@ -49,6 +49,7 @@ def test_an_unknown_device_is_told_which_there_are():
         ("float32 = 66.9e12", "float32 = nan", r"flops_per_s\.float32: nan is no positive number"),
         ("launch_s = 3e-6", "launch_s = 0.0", r"launch_s: 0\.0 is no positive number"),
         ('kernels = "cuda"', 'kernels = "metal"', "kernels"),
+        ("kernels = ", "large_page_bytes = 1000\nkernels = ", "large_page_bytes: 1000 is no page. .* multiple of 512"),
     ],
 )
 def test_what_a_file_may_not_say(before, after, message):
@@ -60,3 +61,13 @@ def test_what_a_file_may_not_say(before, after, message):
 def test_figures_without_a_source_are_none():
     with pytest.raises(ValueError, match="sources"):
         dataclasses.replace(load_device_spec("h100"), sources=())
+
+
+def test_pages():
+    """Those of CUDACachingAllocator.cpp, but where a device is too small for them."""
+    for name in device_names():
+        spec = load_device_spec(name)
+        assert spec.expandable_segments
+        if name != "tiny":
+            assert (spec.small_page_bytes, spec.large_page_bytes) == (2 * 2**20, 20 * 2**20)
+        assert spec.large_page_bytes < spec.total_bytes / 1000

@@ -12,7 +12,7 @@ from actune.cost.reserve import NOTHING, Reserve, ReservedPeak, reserve_of
         ([(1000, 1100)], Reserve(100, 0)),  # one plan tells nothing of it
         ([(1000, 1100), (2000, 2100), (4000, 4100)], Reserve(100, 0)),
         ([(1000, 1500), (2000, 3000), (4000, 6000)], Reserve(0, 0.5)),
-        ([(1000, 1100), (2000, 2090), (4000, 4400)], Reserve(100, 0)),  # 310 bytes off in all, by shares 400
+        ([(1000, 1100), (2000, 2190), (4000, 4190)], Reserve(190, 0)),  # 90 bytes off in all, by shares 215
         ([(1000, 900)], NOTHING),
     ],
 )
