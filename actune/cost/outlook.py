@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from actune.cost.lessons import Run
 from actune.cost.model import CostModel, Prediction
 from actune.cost.profile import CostProfile, UnknownTreatmentError
+from actune.cost.reserve import reserved_peak
 from actune.cost.stack import Menus, Stack, stack_of
 from actune.cost.survey import begin_survey, extend_survey
 from actune.errors import PlanError
@@ -69,7 +70,7 @@ class Outlook:
         menus: dict[CompileMode, dict[str, list[Treatment]]] = {}
         for plan in plans:
             if plan.compile == "model":
-                self._calibrate(plan)
+                self.calibrate(plan)
                 continue
             for fqn, treatment in plan.resolve(self._structure.layer_fqns).items():
                 menus.setdefault(plan.compile, {}).setdefault(fqn, []).append(treatment)
@@ -100,14 +101,24 @@ class Outlook:
         except UnknownTreatmentError:
             return None
 
-    def _calibrate(self, plan: Plan) -> None:
+    def calibrate(self, plan: Plan) -> Prediction:
+        """The prediction of a plan after a step of its own, to the byte: what an allocator reserves is in it.
+
+        Raises as `learn`, and:
+            PlanError: the plan does not fit the model.
+        """
         key = plan_hash(plan)
         if key not in self._calibrated:
             toml = dump_plan(plan, with_provenance=False)
             profiled = self._run(ProfilePlan(toml, with_optimizer=True, timed_steps=self._timed_steps))
-            assert profiled.first is not None
-            peak_bytes = max(profiled.first.peak_bytes, profiled.steady.peak_bytes)
-            self._calibrated[key] = Prediction(peak_bytes, profiled.steady.step_time_s, peak_bytes)
+            steps = [step for step in (profiled.first, profiled.steady) if step is not None]
+            allocated_bytes = max(step.peak_bytes for step in steps)
+            reserved = reserved_peak(profiled)
+            held_bytes = allocated_bytes if reserved is None else reserved.reserved_bytes
+            self._calibrated[key] = Prediction(
+                held_bytes + profiled.steady.outside_bytes, profiled.steady.step_time_s, allocated_bytes
+            )
+        return self._calibrated[key]
 
     def stack(self, compile: CompileMode, menus: Menus) -> Stack:
         """The problem of choosing from the menus under a compile mode. Raises as `learn`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from actune.cost.derive import derived_treatments
 from actune.cost.model import Prediction
@@ -15,9 +16,11 @@ from actune.errors import CostError, InfeasibleError, PlanError
 from actune.plan import CompileMode, Plan, Treatment
 from actune.records import ModelStructure
 from actune.search.space import ModelSpace
+from actune.units import format_bytes
 
 DERIVED_SETS = 6
 FRONTIER_POINTS = 200
+CALIBRATIONS = 5
 
 
 class Forecast:
@@ -60,9 +63,29 @@ class Forecast:
     def best(self, budget_bytes: int) -> PredictedPlan:
         """The plan of the space that is predicted to be the fastest that fits.
 
+        What a caching allocator reserves is not composed of layers. Where there is one, the plan is therefore run a few
+        steps, and if its peak is over the budget, the next one is looked for within as much less.
+
         Raises:
             InfeasibleError: none fits; with the smallest peak predicted of any.
         """
+        limit_bytes = budget_bytes
+        for _ in range(CALIBRATIONS):
+            best = self._best_uncalibrated(limit_bytes)
+            if best.prediction.peak_bytes == best.prediction.allocated_bytes:
+                return best
+            calibrated = replace(best, prediction=self.outlook.calibrate(best.plan))
+            peak_bytes = calibrated.prediction.peak_bytes
+            assert peak_bytes is not None, "the plan has just run"
+            if peak_bytes <= budget_bytes:
+                return calibrated
+            limit_bytes -= peak_bytes - budget_bytes
+        raise CostError(
+            f"of {CALIBRATIONS} plans that were predicted to fit {format_bytes(budget_bytes)} none did when run a few "
+            "steps. Give a larger budget, or measure plans by `actune measure`."
+        )
+
+    def _best_uncalibrated(self, budget_bytes: int) -> PredictedPlan:
         found: list[PredictedPlan] = []
         smallest: list[InfeasibleError] = []
         for stack in self._stacks():
