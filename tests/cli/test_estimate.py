@@ -45,7 +45,7 @@ def test_the_table(capsys):
     render_estimated(document)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == ["full", "1.0", "MiB", "500.0", "ms", "1.000"]
-    assert lines[2] == ["none", "no", "room", "–", "–"]
+    assert lines[2] == ["none", "can't", "run", "–", "–"]
     assert "single layer" in " ".join(lines[-2])
     assert " ".join(lines[-1]).startswith("sim:tiny has 512.0 KiB: plans with a larger peak")
 
