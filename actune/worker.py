@@ -7,6 +7,7 @@ middle of a step too, and takes what the target started with it: a coordinator t
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import queue
 import signal
@@ -73,6 +74,9 @@ class Worker:
 
         if isinstance(request, LoadTarget):
             device = open_device(request.device, world_size=request.world_size)
+            # Live bytes are counted over all objects that the collector knows: not over the libraries' every time.
+            gc.collect()
+            gc.freeze()
             workload = self._workload = Workload(request.spec, device, seed=request.seed)
             info = TargetInfo(
                 spec=request.spec,
