@@ -41,8 +41,8 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerInput:
-    """A tensor that a call of a layer was given, which is not the layer's own: other layers may have it too.
+class LayerTensor:
+    """A tensor that a call of a layer was given or returned, which is not the layer's own: others may have it too.
 
     Attributes:
         storage: its number in the step; equal for tensors that share a storage.
@@ -57,23 +57,25 @@ class LayerInput:
 
 @dataclass(frozen=True, slots=True)
 class LayerCall:
-    """What a call of a layer was given.
+    """What a call of a layer was given and returned.
 
     Attributes:
         call: its number, as in `Slot`.
         inputs: in the order of arguments and keywords.
+        outputs: those whose storage is none of the inputs'. One is held if the call's own backward frees it.
     """
 
     call: int
-    inputs: tuple[LayerInput, ...]
+    inputs: tuple[LayerTensor, ...]
+    outputs: tuple[LayerTensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class InputFreed:
-    """An input of a layer was freed.
+class TensorFreed:
+    """An input or output of a layer was freed.
 
     Attributes:
-        storage: its number, as in `LayerInput`.
+        storage: its number, as in `LayerTensor`.
         slot: the position in `StepProfile.slots` of the slot in which that happened.
     """
 
@@ -89,7 +91,7 @@ class StepProfile:
         live_bytes: held before the step, gradients cleared: parameters, buffers, the batch, the optimizer's state.
         slots: in the order of time.
         calls: of the layers, in the order of time.
-        freed: inputs of layers that were freed within the step.
+        freed: inputs and outputs of layers that were freed within the step.
         reserved_bytes: CUDA: what the allocator has reserved by the end of the step; None where there is none.
         outside_bytes: CUDA: what the process holds outside of the allocator.
     """
@@ -97,7 +99,7 @@ class StepProfile:
     live_bytes: int
     slots: tuple[Slot, ...]
     calls: tuple[LayerCall, ...]
-    freed: tuple[InputFreed, ...]
+    freed: tuple[TensorFreed, ...]
     reserved_bytes: int | None = None
     outside_bytes: int = 0
 

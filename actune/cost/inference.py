@@ -32,7 +32,8 @@ def _holds(role: LayerRole, leader: LayerRole, base: Treatment) -> bool:
     if known is None or expected is None:
         return False
     return all(
-        _bytes_of(ours) == _bytes_of(theirs) and call.holds_input == other.holds_input
+        _bytes_of(ours) == _bytes_of(theirs)
+        and (call.holds_input, call.holds_output) == (other.holds_input, other.holds_output)
         for calls, others in ((known.first, expected.first), (known.steady, expected.steady))
         for call, other in zip(calls, others, strict=True)
         for ours, theirs in ((call.forward, other.forward), (call.backward, other.backward))
@@ -61,9 +62,9 @@ def _shifted_call(cost: CallCost, there: CallCost, here: CallCost) -> CallCost |
     if forward is None:
         return None
     if cost.backward is None or there.backward is None or here.backward is None:
-        return None if cost.backward is not here.backward else CallCost(forward, None, cost.holds_input)
+        return None if cost.backward is not here.backward else cost._replace(forward=forward)
     backward = _shifted_slot(cost.backward, there.backward, here.backward)
-    return None if backward is None else CallCost(forward, backward, cost.holds_input)
+    return None if backward is None else cost._replace(forward=forward, backward=backward)
 
 
 def _shifted_slot(slot: Slot, there: Slot, here: Slot) -> Slot | None:

@@ -16,6 +16,7 @@ from actune.cost.profile import (
     without_frees,
 )
 from actune.cost.reserve import reserved_peak
+from actune.cost.same_calls import check_same_calls
 from actune.errors import DeviceMemoryError, PlanError
 from actune.plan import Plan, Treatment, dump_plan
 from actune.step_profile import PlanProfiled, ProfilePlan, Slot
@@ -106,6 +107,9 @@ class _Lessons:
             self._costs[number][treatment] = None
             self._refusals[number][treatment] = Refusal(str(error), no_room=isinstance(error, DeviceMemoryError))
             return
+        for step in (profiled.first, profiled.steady):
+            if step is not None:
+                check_same_calls(self._profile.steady, step)
         self._unheld_ends |= unheld_ends(profiled.steady)
         if (peak := reserved_peak(profiled)) is not None:
             self._reserved_peaks.append(peak)
@@ -134,7 +138,7 @@ class _Lessons:
 def merged(
     fqns: Sequence[str], first: Mapping[str, tuple[CallCost, ...]], steady: Mapping[str, tuple[CallCost, ...]]
 ) -> LayerCost:
-    """One cost of layers that had the same treatment: the highest bytes, and the median times."""
+    """One cost of layers that had the same treatment: highest bytes, median times, what any of them holds."""
     return LayerCost(_merged_calls([first[fqn] for fqn in fqns]), _merged_calls([steady[fqn] for fqn in fqns]))
 
 
@@ -143,7 +147,8 @@ def _merged_calls(of_layers: Sequence[tuple[CallCost, ...]]) -> tuple[CallCost, 
         CallCost(
             _merged_slot([call.forward for call in calls]),
             _merged_slot(backward) if (backward := [c.backward for c in calls if c.backward is not None]) else None,
-            calls[0].holds_input,
+            tuple(map(any, zip(*(call.holds_input for call in calls), strict=True))),
+            tuple(map(any, zip(*(call.holds_output for call in calls), strict=True))),
         )
         for calls in zip(*of_layers, strict=True)
     )

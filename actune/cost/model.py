@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from actune.cost.lifetimes import SharedInput, free_inputs, shared_inputs
+from actune.cost.lifetimes import SharedTensor, free_tensors, shared_tensors
 from actune.cost.profile import CallCost, CostProfile, LayerCost, Refusal
 from actune.cost.reserve import reserve_of
 from actune.plan import Plan, Treatment
@@ -47,9 +47,9 @@ class CostModel:
 
     def __init__(self, profile: CostProfile) -> None:
         self.profile = profile
-        self.first = Frame(profile.first, shared_inputs(profile.first, profile.unheld_ends))
+        self.first = Frame(profile.first, shared_tensors(profile.first, profile.unheld_ends))
         self._reserve = reserve_of(profile.reserved_peaks)
-        self.steady = Frame(profile.steady, shared_inputs(profile.steady, profile.unheld_ends))
+        self.steady = Frame(profile.steady, shared_tensors(profile.steady, profile.unheld_ends))
 
     def predict(self, plan: Plan, layer_fqns: Sequence[str]) -> Prediction:
         """Peak and step time of a plan.
@@ -93,7 +93,7 @@ class Frame:
     """A step whose layers' slots are replaced, and the tensors that its layers share."""
 
     step: StepProfile
-    inputs: tuple[SharedInput, ...]
+    shared: tuple[SharedTensor, ...]
 
     def composed(self, calls: Mapping[str, tuple[CallCost, ...]]) -> list[Slot]:
         """The slots of the step with each layer's replaced by its own calls'."""
@@ -108,13 +108,19 @@ class Frame:
                 slots.append(_at(slot, backward))
             else:
                 slots.append(slot)
-        free_inputs(slots, self.inputs, lambda call, position: costs[call].holds_input[position])
+        free_tensors(
+            slots,
+            self.shared,
+            lambda call, position: costs[call].holds_input[position],
+            lambda call, position: costs[call].holds_output[position],
+        )
         return slots
 
     def cost_of_calls(self, calls: Mapping[str, tuple[CallCost, ...]]) -> dict[int, CallCost]:
-        """The layers' calls by their numbers in the step."""
+        """The calls of these layers by their numbers in the step."""
         left = {fqn: iter(of_layer) for fqn, of_layer in calls.items()}
-        return {slot.call: next(left[slot.layer_fqn]) for slot in self.step.slots if slot.kind == "forward"}
+        forward = [slot for slot in self.step.slots if slot.kind == "forward" and slot.layer_fqn in left]
+        return {slot.call: next(left[slot.layer_fqn]) for slot in forward}
 
 
 @lru_cache(maxsize=4096)

@@ -28,11 +28,13 @@ class CallCost(NamedTuple):
         forward: its slot.
         backward: its slot; None if no gradient passes through the layer.
         holds_input: for each of the call's inputs, whether it is held beyond the forward.
+        holds_output: for each of its outputs, whether it is held until the backward, in whose slot freeing it is then.
     """
 
     forward: Slot
     backward: Slot | None
     holds_input: tuple[bool, ...]
+    holds_output: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,8 @@ class CostProfile:
         steady: a later step, with times.
         roles: each layer that is called is in one.
         reserved_peaks: what a caching allocator had allocated and reserved under each profiled plan; empty on a CPU.
-        unheld_ends: the slot in which the model's own code frees an input that no layer holds, by the storage's number.
+        unheld_ends: the slot in which the model's own code frees an input or output that no layer holds, by the
+            storage's number.
         steps_run: how many steps were run to learn it.
     """
 
@@ -130,11 +133,16 @@ class CostProfile:
 
 
 def without_frees(profile: StepProfile) -> StepProfile:
-    """The step as if no input of a layer were freed in it: who frees it depends on the whole plan."""
+    """The step as if no input of a layer were freed in it: who frees it depends on the whole plan.
+
+    But the backward of a call that holds an output of its own frees it, whatever the layers do that are given it.
+    """
     size_bytes = {given.storage: given.size_bytes for call in profile.calls for given in call.inputs}
+    held_by_makers = {made.storage for call in profile.calls for made in call.outputs if made.is_held}
     freed_bytes = [0] * len(profile.slots)
     for freed in profile.freed:
-        freed_bytes[freed.slot] += size_bytes[freed.storage]
+        if freed.storage in size_bytes and freed.storage not in held_by_makers:
+            freed_bytes[freed.slot] += size_bytes[freed.storage]
     slots = [
         replace(slot, delta_bytes=slot.delta_bytes + more, peak_bytes=max(slot.peak_bytes, slot.delta_bytes + more))
         for slot, more in zip(profile.slots, freed_bytes, strict=True)
@@ -145,16 +153,22 @@ def without_frees(profile: StepProfile) -> StepProfile:
 def calls_of(profile: StepProfile) -> dict[str, tuple[CallCost, ...]]:
     """What each layer's calls cost in a step `without_frees`, by the layer's FQN, in the order of the calls."""
     backward = {slot.call: slot for slot in profile.slots if slot.kind == "backward"}
-    holds = {call.call: tuple(given.is_held for given in call.inputs) for call in profile.calls}
+    given = {call.call: call for call in profile.calls}
     calls: dict[str, tuple[CallCost, ...]] = {}
     for slot in profile.slots:
         if slot.kind == "forward":
-            cost = CallCost(slot, backward.get(slot.call), holds[slot.call])
+            call = given[slot.call]
+            cost = CallCost(
+                slot,
+                backward.get(slot.call),
+                tuple(tensor.is_held for tensor in call.inputs),
+                tuple(tensor.is_held for tensor in call.outputs),
+            )
             calls[slot.layer_fqn] = (*calls.get(slot.layer_fqn, ()), cost)
     return calls
 
 
 def unheld_ends(profile: StepProfile) -> dict[int, int]:
-    """The slots in which inputs that no layer held were freed."""
-    held = {given.storage for call in profile.calls for given in call.inputs if given.is_held}
+    """The slots in which inputs and outputs that no layer held were freed."""
+    held = {tensor.storage for call in profile.calls for tensor in (*call.inputs, *call.outputs) if tensor.is_held}
     return {freed.storage: freed.slot for freed in profile.freed if freed.storage not in held}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actune.cost.lessons import BASE
-from actune.cost.lifetimes import SharedInput
+from actune.cost.lifetimes import SharedTensor
 from actune.cost.model import CostModel, Frame, Prediction
-from actune.cost.profile import CallCost, LayerCost
+from actune.cost.profile import CallCost, CostProfile, LayerCost
 from actune.cost.solver.problem import LayerChoices, Option, Problem
 from actune.errors import CostError
 from actune.plan import Plan, Treatment
@@ -54,7 +54,7 @@ def stack_of(model: CostModel, menus: Menus) -> Stack:
 
     Raises:
         UnknownTreatmentError: a treatment of a menu was not profiled.
-        CostError: the layers' backwards do not come in the reverse order of their forwards.
+        CostError: the layers' backwards do not come after all forwards and in the reverse order of them.
     """
     profile = model.profile
     costs: dict[str, dict[Treatment, LayerCost]] = {}
@@ -113,12 +113,14 @@ class _Levels:
             cost = role.costs[BASE]
             assert cost is not None, "the frame itself was taken under BASE"
             base |= dict.fromkeys(role.layer_fqns, cost.first if frame is model.first else cost.steady)
-        self._own_input_bytes = _own_input_bytes(frame.inputs)
+        self._own_input_bytes = _own_input_bytes(frame.shared, _held_outputs(model.profile, frame))
+        self._output_bytes = _output_bytes(frame.shared)
+        self._base = frame.cost_of_calls(base)
         self._forward_bytes: dict[int, int] = {}
         self._backward_bytes: dict[int, int] = {}
         self._after_bytes: dict[int, int] = {}
         self.floor_bytes = 0
-        kept = {call: self.kept_bytes(call, cost) for call, cost in frame.cost_of_calls(base).items()}
+        kept = {call: self.kept_bytes(call, cost) for call, cost in self._base.items()}
         slots = frame.composed(base)
         comes_back = {slot.call for slot in slots if slot.kind == "backward"}
         calls: list[int] = []
@@ -136,7 +138,14 @@ class _Levels:
                 level_bytes = running_bytes - sum(kept[call] for call in calls)
                 if slot.kind == "forward":
                     self._forward_bytes[slot.call] = level_bytes
-                    calls += [slot.call] if slot.call in comes_back else []
+                    if slot.call in comes_back:
+                        if self._backward_bytes:
+                            raise CostError(
+                                f"the forward of {slot.layer_fqn} comes after another layer's backward, as with "
+                                "several backwards in one step, which the solver has no answer for. Measure plans by "
+                                "`actune measure` instead."
+                            )
+                        calls.append(slot.call)
                 elif calls:
                     highest = level_bytes + slot.peak_bytes
                     self._after_bytes[calls[-1]] = max(self._after_bytes.get(calls[-1], 0), highest)
@@ -161,18 +170,54 @@ class _Levels:
         forward = self._forward_bytes[call] + cost.forward.peak_bytes
         if cost.backward is None:
             return forward
-        return max(forward, self._backward_bytes[call] + self.kept_bytes(call, cost) + cost.backward.peak_bytes)
+        kept_bytes = self.kept_bytes(call, cost)
+        need_bytes = max(forward, self._backward_bytes[call] + kept_bytes + cost.backward.peak_bytes)
+        if held_bytes := self._held_output_bytes(call, cost):
+            # What comes after the layers that take the output, which under BASE are the last to hold it.
+            need_bytes = max(need_bytes + held_bytes, self.after_bytes(call) + kept_bytes + held_bytes)
+        return need_bytes
+
+    def _held_output_bytes(self, call: int, cost: CallCost) -> int:
+        """What a call holds of its own outputs until its backward and does not hold under BASE."""
+        return sum(
+            size_bytes * (cost.holds_output[position] - self._base[call].holds_output[position])
+            for position, size_bytes in self._output_bytes.get(call, ())
+        )
 
     def after_bytes(self, call: int) -> int:
         """The most that is held between a call and the next one, over what the calls up to it keep."""
         return self._after_bytes.get(call, 0)
 
 
-def _own_input_bytes(inputs: Sequence[SharedInput]) -> dict[int, list[tuple[int, int]]]:
-    """Position and bytes of each call's inputs that no other call is given."""
+def _held_outputs(profile: CostProfile, frame: Frame) -> set[tuple[int, int]]:
+    """The calls that hold an output of their own under some treatment, and the output's position."""
+    held: set[tuple[int, int]] = set()
+    for role in profile.roles:
+        for cost in role.costs.values():
+            if cost is not None:
+                of_layers = dict.fromkeys(role.layer_fqns, cost.steady)
+                for slot_call, call in frame.cost_of_calls(of_layers).items():
+                    held |= {(slot_call, position) for position, holds in enumerate(call.holds_output) if holds}
+    return held
+
+
+def _output_bytes(shared_tensors: Sequence[SharedTensor]) -> dict[int, list[tuple[int, int]]]:
+    """Position and bytes of each call's outputs."""
+    made: dict[int, list[tuple[int, int]]] = {}
+    for shared in shared_tensors:
+        if shared.maker is not None:
+            call, position = shared.maker
+            made.setdefault(call, []).append((position, shared.size_bytes))
+    return made
+
+
+def _own_input_bytes(
+    shared_tensors: Sequence[SharedTensor], held_outputs: Container[tuple[int, int]]
+) -> dict[int, list[tuple[int, int]]]:
+    """Position and bytes of each call's inputs that no other call is given, nor holds as its output."""
     own: dict[int, list[tuple[int, int]]] = {}
-    for shared in inputs:
-        if len(shared.takers) == 1:
+    for shared in shared_tensors:
+        if len(shared.takers) == 1 and shared.maker not in held_outputs:
             call, position = shared.takers[0]
             own.setdefault(call, []).append((position, shared.size_bytes))
     return own

@@ -13,6 +13,7 @@ from actune.cost.inference import inferred_costs
 from actune.cost.lessons import BASE, Run, learn, merged
 from actune.cost.profile import CallCost, CostProfile, LayerRole, calls_of, unheld_ends, without_frees
 from actune.cost.reserve import reserved_peak
+from actune.cost.same_calls import check_same_calls
 from actune.plan import NO_AC, CompileMode, Plan, Treatment, dump_plan
 from actune.records import ModelStructure
 from actune.step_profile import ProfilePlan
@@ -31,10 +32,12 @@ def begin_survey(
 
     Raises:
         DeviceMemoryError: the device has no room even for BASE.
+        CostError: the two steps don't call the layers alike.
     """
     plan = Plan.from_treatments(dict.fromkeys(structure.layer_fqns, BASE), compile=compile)
     profiled = run(ProfilePlan(dump_plan(plan, with_provenance=False), with_optimizer=True, timed_steps=timed_steps))
     assert profiled.first is not None
+    check_same_calls(profiled.steady, profiled.first)
     first_step, steady_step = without_frees(profiled.first), without_frees(profiled.steady)
     first, steady = calls_of(first_step), calls_of(steady_step)
     roles: list[LayerRole] = []
@@ -45,7 +48,7 @@ def begin_survey(
         for fqn in called:
             # In one graph for all the compiler moves work across layers: where a layer stands matters.
             alone = depends_on_data or compile == "model"
-            members.setdefault(fqn if alone else _bytes_of(steady[fqn]), []).append(fqn)
+            members.setdefault(fqn if alone else _kind_of(steady[fqn]), []).append(fqn)
         roles += [
             LayerRole(tuple(fqns), layer_class.name, depends_on_data, {BASE: merged(fqns, first, steady)}, {})
             for fqns in members.values()
@@ -73,6 +76,9 @@ def extend_survey(
         wanted: treatments by layer FQN; what is known already is not run again.
         run: profiles a plan on the target.
         timed_steps: how many steps are timed at most.
+
+    Raises:
+        CostError: a step does not call the layers as those did that the profile was begun with.
     """
     asked = [_unknown(role, wanted) for role in profile.roles]
     if not any(asked):
@@ -115,7 +121,11 @@ def _unknown(role: LayerRole, wanted: Mapping[str, Sequence[Treatment]]) -> list
     return sorted(unknown, key=lambda treatment: treatment != NO_AC)
 
 
+def _kind_of(calls: tuple[CallCost, ...]) -> object:
+    """What tells roles apart: bytes, and how many tensors are given and returned and which of them are held."""
+    return _bytes_of(calls), tuple((call.holds_input, call.holds_output) for call in calls)
+
+
 def _bytes_of(calls: tuple[CallCost, ...]) -> tuple[tuple[int, int] | None, ...]:
-    """What tells roles apart."""
     slots = [slot for call in calls for slot in (call.forward, call.backward)]
     return tuple(None if slot is None else (slot.delta_bytes, slot.peak_bytes) for slot in slots)

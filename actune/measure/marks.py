@@ -1,8 +1,8 @@
 """Marks at the boundaries of a model's layers, forward and backward, without a change to the model.
 
 A layer's forward is the call of what stands in its place under a plan: the layer itself, its region, or what is
-compiled of them. Its backward begins when the gradient of its output is complete, and ends where that of the layer
-before begins, or when the gradient of its input is complete.
+compiled of them. Its backward begins when the gradient of an output is complete, the first of them if it has several,
+and ends where that of the layer before begins, or when the gradient of its input is complete.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from actune.measure.layer_inputs import GivenTensors, InputWatch
-from actune.step_profile import SlotKind
+from actune.measure.layer_inputs import GivenTensors, TensorWatch
+from actune.step_profile import LayerCall, SlotKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,13 @@ class LayerMarks:
 
     Attributes:
         marks: what has begun so far, in order; the first stretch, before any mark, is outer.
-        inputs: what the layers are given.
+        tensors: what the layers are given and return.
     """
 
     def __init__(self, on_mark: Callable[[], None]) -> None:
         """Args: on_mark: called at each mark, right as the stretch ends."""
         self.marks: list[Mark] = [OUTER]
-        self.inputs = InputWatch(lambda: len(self.marks) - 1)
+        self.tensors = TensorWatch(lambda: len(self.marks) - 1)
         self._on_mark = on_mark
         self._calls = 0
         self._outputs: dict[int, weakref.ref[Tensor]] = {}
@@ -80,12 +80,19 @@ class LayerMarks:
         self.begin(Mark("forward", fqn, number))
         output = call(*args, **kwargs)
         self.begin(OUTER)
-        self.inputs.after(number, given, references, output)
-        tensor = next(_differentiable(output), None)
-        if tensor is not None:
+        self.tensors.after(number, given, references, output)
+        for tensor in _differentiable(output):
+            if any(tensor is one for one in given.tensors):
+                continue  # passed through: its gradient is the layer's before
             self._outputs[id(tensor)] = weakref.ref(tensor)
             tensor.register_hook(self._on_gradient(Mark("backward", fqn, number)))
         return output
+
+    def calls(self) -> tuple[LayerCall, ...]:
+        """What the layers were given and returned, once the step has ended."""
+        return self.tensors.calls(
+            {mark.call: position for position, mark in enumerate(self.marks) if mark.kind == "backward"}
+        )
 
     def _hook_input(self, args: Any, kwargs: Any) -> None:
         """What comes from the layer before has its mark already: there, that one's backward begins."""
@@ -99,7 +106,9 @@ class LayerMarks:
 
     def _on_gradient(self, mark: Mark) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
-            self.begin(mark)
+            # Gradients of a call's outputs may be complete one after the other.
+            if self.marks[-1] != mark:
+                self.begin(mark)
 
         return hook
 

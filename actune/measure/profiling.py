@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from actune.errors import PlanError
+from actune.errors import PlanError, TargetError
 from actune.measure.allocations import AllocationTrace
 from actune.measure.marks import OPTIMIZER, LayerMarks
 from actune.measure.recording import MemoryRecorder, StepTimer
@@ -24,6 +24,7 @@ def profile_plan(workload: Workload, request: ProfilePlan) -> PlanProfiled:
 
     Raises:
         PlanError: the plan does not fit the model.
+        TargetError: the layers are not called alike in each step.
         torch.OutOfMemoryError: the plan needs more than the device has.
     """
     plan = parse_plan(request.plan_toml)
@@ -61,8 +62,8 @@ def _recorded_step(workload: Workload, plan: Plan, step: int, *, with_optimizer:
     profile = StepProfile(
         live_bytes,
         tuple(slots),
-        tuple(marks.inputs.calls),
-        tuple(marks.inputs.freed),
+        marks.calls(),
+        tuple(marks.tensors.freed),
         workload.device.reserved_bytes(),
         workload.device.outside_bytes(),
     )
@@ -109,6 +110,13 @@ def _timed(workload: Workload, plan: Plan, profile: StepProfile, request: Profil
         timer = workload.device.step_timer()
         with workload.under(plan):
             marks = _run_marked(workload, plan, [timer], step, with_optimizer=request.with_optimizer)
+        if plan.compile != "model" and [(slot.kind, slot.call) for slot in profile.slots] != [
+            (mark.kind, mark.call) for mark in marks.marks
+        ]:
+            raise TargetError(
+                "the layers are not called alike in each step, so that their times can't be told apart. Plans of this "
+                "target can be measured, by `actune measure`, but not profiled."
+            )
         runs.append(timer.stretches_s)
     if not runs:
         return profile

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from actune.errors import DeviceMemoryError, PlanError
 from actune.plan import NO_AC, Plan, Treatment, parse_plan
 from actune.records import LayerClass, ModelStructure
-from actune.step_profile import InputFreed, LayerCall, LayerInput, PlanProfiled, ProfilePlan, Slot, StepProfile
+from actune.step_profile import LayerCall, LayerTensor, PlanProfiled, ProfilePlan, Slot, StepProfile, TensorFreed
 
 INPUT_BYTES = 10
 STATE_BYTES = 50
@@ -62,17 +62,17 @@ class Steps:
         for call, (fqn, treatment) in enumerate(treatments.items()):
             kept = KEPT_BYTES[treatment] + step * call * self.data_bytes
             is_held = treatment != NO_AC
-            calls.append(LayerCall(call, (LayerInput(call, INPUT_BYTES, is_held),)))
+            calls.append(LayerCall(call, (LayerTensor(call, INPUT_BYTES, is_held),)))
             slots.append(Slot("forward", fqn, call, kept + INPUT_BYTES, kept + INPUT_BYTES + 20, TIME_S[treatment]))
             slots.append(Slot("outer", "", -1, 0 if is_held else -INPUT_BYTES, 0, 0.0))
             if not is_held:
-                freed.append(InputFreed(call, 2 + 2 * call))
+                freed.append(TensorFreed(call, 2 + 2 * call))
             # The gradient of the output is freed and that of the input made: of one size.
             left = call + self.odd.get(fqn, 0)
             delta = -kept + left - (INPUT_BYTES if is_held else 0)
             backward.insert(0, Slot("backward", fqn, call, delta, TRANSIENT_BYTES[treatment] + left, 0.0))
             if is_held:
-                freed.append(InputFreed(call, 1 + 2 * count + 1 + (count - 1 - call)))
+                freed.append(TensorFreed(call, 1 + 2 * count + 1 + (count - 1 - call)))
         slots.append(Slot("outer", "", -1, 3, 60, 0.25))
         live_bytes = 1000 + step * STATE_BYTES
         optimizer = Slot("optimizer", "", -1, 0 if step else STATE_BYTES, 7 if step else STATE_BYTES + 7, 0.1)
