@@ -46,9 +46,7 @@ def begin_survey(
         depends_on_data = any(_bytes_of(first[fqn]) != _bytes_of(steady[fqn]) for fqn in called)
         members: dict[object, list[str]] = {}
         for fqn in called:
-            # In one graph for all the compiler moves work across layers: where a layer stands matters.
-            alone = depends_on_data or compile == "model"
-            members.setdefault(fqn if alone else _kind_of(steady[fqn]), []).append(fqn)
+            members.setdefault(fqn if depends_on_data else _kind_of(steady[fqn]), []).append(fqn)
         roles += [
             LayerRole(tuple(fqns), layer_class.name, depends_on_data, {BASE: merged(fqns, first, steady)}, {})
             for fqns in members.values()
@@ -98,7 +96,7 @@ def extend_survey(
 
 def _leader(profile: CostProfile, role: LayerRole) -> LayerRole:
     """The largest role of the same class, from which the others may be inferred; itself where none can be."""
-    if role.depends_on_data or profile.compile == "model":
+    if role.depends_on_data:
         return role
     of_class = [other for other in profile.roles if other.class_name == role.class_name]
     return max(of_class, key=lambda other: len(other.layer_fqns))

@@ -12,7 +12,7 @@ from typing import Any
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from actune.measure.recording import Allocation, Stretch, stretch_of
+from actune.measure.recording import Stretch, stretch_of
 
 _MARK = "actune::mark"
 
@@ -41,30 +41,29 @@ class AllocationTrace:
     @property
     def stretches(self) -> list[Stretch]:
         """The allocations and frees between marks."""
-        return [stretch_of([a.delta_bytes for a in between]) for between in self.allocations()]
+        return [stretch_of(deltas_bytes) for deltas_bytes in self._deltas_between_marks_bytes()]
 
     def highest_running_sum_bytes(self) -> int:
         """The most that was held at once, over what was held at the start."""
-        return stretch_of([a.delta_bytes for between in self.allocations() for a in between]).peak_bytes
+        return stretch_of([delta for deltas in self._deltas_between_marks_bytes() for delta in deltas]).peak_bytes
 
-    def allocations(self) -> list[list[Allocation]]:
-        """Each allocation and free, in the order of time, cut at the marks."""
+    def _deltas_between_marks_bytes(self) -> list[list[int]]:
+        """Bytes of each allocation (positive) and free (negative), in the order of time, cut at the marks."""
         results: Any = self._profile.profiler.kineto_results  # type: ignore[union-attr]
-        events: list[tuple[int, Allocation | None]] = []
+        events: list[tuple[int, int | None]] = []
         for root in results.experimental_event_tree():
             for event in _walk(root):
                 if event.tag == _EventType.Allocation and event.extra_fields.device.type == "cpu":
-                    allocation = Allocation(event.extra_fields.alloc_size, event.extra_fields.ptr)
-                    events.append((event.start_time_ns, allocation))
+                    events.append((event.start_time_ns, event.extra_fields.alloc_size))
                 elif event.name == _MARK:
                     events.append((event.start_time_ns, None))
         events.sort(key=lambda event: event[0])
-        between: list[list[Allocation]] = [[]]
-        for _, found in events:
-            if found is None:
+        between: list[list[int]] = [[]]
+        for _, delta_bytes in events:
+            if delta_bytes is None:
                 between.append([])
             else:
-                between[-1].append(found)
+                between[-1].append(delta_bytes)
         return between
 
 

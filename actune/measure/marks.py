@@ -114,8 +114,6 @@ class LayerMarks:
 
 
 def _module_in_place(model: nn.Module, fqn: str) -> nn.Module:
-    if not fqn:
-        return model
     parent, _, name = fqn.rpartition(".")
     module = model.get_submodule(parent)._modules[name]
     assert module is not None

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from actune.errors import PlanError, TargetError
-from actune.measure.allocations import AllocationTrace
+from actune.errors import TargetError
 from actune.measure.marks import OPTIMIZER, LayerMarks
 from actune.measure.recording import MemoryRecorder, StepTimer
-from actune.measure.whole_model import WHOLE_MODEL, gradient_addresses, split_by_gradients, with_shared_times
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
 from actune.step_profile import PlanProfiled, ProfilePlan, Slot, StepProfile
@@ -59,7 +57,7 @@ def _recorded_step(workload: Workload, plan: Plan, step: int, *, with_optimizer:
         Slot(mark.kind, mark.layer_fqn, mark.call, stretch.delta_bytes, stretch.peak_bytes, time_s)
         for mark, stretch, time_s in zip(marks.marks, recorder.stretches, times_s, strict=True)
     ]
-    profile = StepProfile(
+    return StepProfile(
         live_bytes,
         tuple(slots),
         marks.calls(),
@@ -67,18 +65,6 @@ def _recorded_step(workload: Workload, plan: Plan, step: int, *, with_optimizer:
         workload.device.reserved_bytes(),
         workload.device.outside_bytes(),
     )
-    return profile if plan.compile != "model" else _split(workload, profile, recorder)
-
-
-def _split(workload: Workload, profile: StepProfile, recorder: MemoryRecorder) -> StepProfile:
-    """The step of a model that is one compiled graph, layer by layer."""
-    if not isinstance(recorder, AllocationTrace):
-        raise PlanError(
-            f'compile: "model" can\'t be profiled on {workload.device.environment().device}: what the layers of one '
-            "graph hold is told by the CPU allocator's addresses alone. Measure such plans by `actune measure`."
-        )
-    addresses = gradient_addresses(workload.model, workload.structure.layer_fqns)
-    return split_by_gradients(profile, recorder.allocations(), addresses)
 
 
 def _run_marked(
@@ -89,8 +75,9 @@ def _run_marked(
             recorder.mark()
 
     marks = LayerMarks(mark)
-    marked = WHOLE_MODEL if plan.compile == "model" else workload.structure.layer_fqns
-    with marks.at_layers(workload.model, marked), ExitStack() as stack:
+    # In one graph for the whole model no call of a layer is left to mark.
+    layer_fqns = () if plan.compile == "model" else workload.structure.layer_fqns
+    with marks.at_layers(workload.model, layer_fqns), ExitStack() as stack:
         for recorder in recorders:
             stack.enter_context(recorder)
         workload.forward_backward(step)
@@ -110,9 +97,7 @@ def _timed(workload: Workload, plan: Plan, profile: StepProfile, request: Profil
         timer = workload.device.step_timer()
         with workload.under(plan):
             marks = _run_marked(workload, plan, [timer], step, with_optimizer=request.with_optimizer)
-        if plan.compile != "model" and [(slot.kind, slot.call) for slot in profile.slots] != [
-            (mark.kind, mark.call) for mark in marks.marks
-        ]:
+        if [(slot.kind, slot.call) for slot in profile.slots] != [(mark.kind, mark.call) for mark in marks.marks]:
             raise TargetError(
                 "the layers are not called alike in each step, so that their times can't be told apart. Plans of this "
                 "target can be measured, by `actune measure`, but not profiled."
@@ -121,7 +106,5 @@ def _timed(workload: Workload, plan: Plan, profile: StepProfile, request: Profil
     if not runs:
         return profile
     medians_s = [statistics.median(times_s) for times_s in zip(*runs, strict=True)]
-    if plan.compile == "model":
-        return with_shared_times(profile, [mark.kind for mark in marks.marks], medians_s)
     slots = [replace(slot, step_time_s=time_s) for slot, time_s in zip(profile.slots, medians_s, strict=True)]
     return replace(profile, slots=tuple(slots))

@@ -13,13 +13,6 @@ class Stretch(NamedTuple):
     peak_bytes: int
 
 
-class Allocation(NamedTuple):
-    """An allocation (positive) or a free (negative), and where it lies."""
-
-    delta_bytes: int
-    address: int
-
-
 class MemoryRecorder(Protocol):
     """Records what is held between marks within a `with` block. Gradients of earlier steps must be freed before it.
 
