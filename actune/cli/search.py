@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +112,7 @@ def _name_for(target: str, budget: str) -> str:
 
 
 def _run(name: str, asked: dict[str, Any] | None, *, storage: str, as_json: bool) -> None:
+    from actune.cli.interruption import InterruptibleReporter, Interruption
     from actune.cli.progress import show_progress
     from actune.cli.render import render_study
     from actune.report import study_document
@@ -122,10 +122,12 @@ def _run(name: str, asked: dict[str, Any] | None, *, storage: str, as_json: bool
     validate_study_name(name)
     if asked is not None:
         _check_named(asked)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end: as by Ctrl-C, with everything stored
+    interruption = Interruption()
+    interruption.install()
     with Store.open(storage, create=asked is not None) as store:
         settings = _settings(store, name, asked)
-        with show_progress(name) as reporter:
+        with show_progress(name) as shown:
+            reporter = InterruptibleReporter(shown, interruption)
             verdict = run_search(store, name, settings, log_folder=log_folder_of(storage, name), reporter=reporter)
         document = study_document(store, name)
     if as_json:
