@@ -6,7 +6,7 @@ others in size, time and in what its eight options keep. `sac_milp` is PyTorch's
 
     python benchmarks/solver.py --fast                      # under half a minute
     python benchmarks/solver.py --save                      # what results/solver.json holds
-    python benchmarks/solver.py --sac-milp-layers 16,32,64  # 64 runs into sac_milp's own limit of 180 s
+    python benchmarks/solver.py --sac-milp-layers 16,32,64  # 64 takes sac_milp seconds
 """
 
 import argparse
