@@ -9,13 +9,12 @@ import click
 
 from actune.cli.loading import loaded_target
 from actune.config import Space, load_space, space_for
-from actune.cost.model import Prediction
 from actune.errors import InfeasibleError
 from actune.plan import Plan
 from actune.predictions import PredictionRecord
 from actune.records import ModelStructure
 from actune.report import frontier_points, plan_entry
-from actune.search.forecast import Forecast
+from actune.search.forecast import Forecast, prediction_record
 from actune.search.space import ModelSpace
 from actune.units import Budget
 
@@ -74,21 +73,11 @@ def _records(forecast: Forecast, presets: dict[str, Plan], points: int) -> Itera
     named = {plan: name for name, plan in reversed(presets.items())}
     frontier = {point.plan: point.prediction for point in forecast.frontier(points=points)}
     for plan, prediction in frontier.items():
-        yield _record(plan, prediction, preset=named.get(plan), on_frontier=True)
+        yield prediction_record(plan, prediction, preset=named.get(plan), on_frontier=True)
     for plan, name in reversed(named.items()):
         known = forecast.known(plan)
         if plan not in frontier and known is not None:
-            yield _record(plan, known, preset=name)
-
-
-def _record(plan: Plan, prediction: Prediction, *, preset: str | None, on_frontier: bool = False) -> PredictionRecord:
-    return PredictionRecord.of(
-        plan,
-        peak_bytes=prediction.peak_bytes,
-        step_time_s=prediction.step_time_s,
-        preset=preset,
-        on_frontier=on_frontier,
-    )
+            yield prediction_record(plan, known, preset=name)
 
 
 def _reference(records: Sequence[PredictionRecord]) -> PredictionRecord | None:
@@ -108,7 +97,7 @@ def _best(forecast: Forecast, text: str) -> dict[str, Any]:
         best = forecast.best(budget_bytes)
     except InfeasibleError as error:
         return found | {"best": None, "smallest_peak_bytes": error.smallest_peak_bytes}
-    record = _record(best.plan, best.prediction, preset=None)
+    record = prediction_record(best.plan, best.prediction)
     entry = plan_entry(
         record.plan_hash,
         record.plan_hash,

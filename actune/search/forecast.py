@@ -14,6 +14,7 @@ from actune.cost.stack import Stack
 from actune.engine import Engine
 from actune.errors import CostError, InfeasibleError, PlanError
 from actune.plan import CompileMode, Plan, Treatment
+from actune.predictions import PredictionRecord
 from actune.records import ModelStructure
 from actune.search.space import ModelSpace
 from actune.units import format_bytes
@@ -137,6 +138,19 @@ class Forecast:
                 for fqn in layer_class.layer_fqns
             }
         return self._derived[layer_fqn]
+
+
+def prediction_record(
+    plan: Plan, prediction: Prediction, *, preset: str | None = None, on_frontier: bool = False
+) -> PredictionRecord:
+    """A prediction as a study keeps it."""
+    return PredictionRecord.of(
+        plan,
+        peak_bytes=prediction.peak_bytes,
+        step_time_s=prediction.step_time_s,
+        preset=preset,
+        on_frontier=on_frontier,
+    )
 
 
 def _not_beaten(candidates: Sequence[PredictedPlan]) -> tuple[PredictedPlan, ...]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from actune.cost.model import Prediction
 from actune.cost.optimum import PredictedPlan
 from actune.errors import CostError, InfeasibleError, TargetError
 from actune.plan import Plan, parse_plan
-from actune.predictions import PredictionRecord
 from actune.records import Outcome, TrialRecord
-from actune.search.forecast import Forecast
+from actune.search.forecast import Forecast, prediction_record
 from actune.search.reporter import Reporter
 from actune.search.space import ModelSpace
 from actune.store import Store
@@ -68,11 +66,11 @@ class Foresight:
             reporter.stage(f"searching without predictions: {error}")
             return ()
         presets = [
-            _record(plan, prediction, preset=name)
+            prediction_record(plan, prediction, preset=name)
             for name, plan in self._space.presets.items()
             if (prediction := self._forecast.known(plan)) is not None
         ]
-        points = [_record(point.plan, point.prediction, on_frontier=True) for point in frontier]
+        points = [prediction_record(point.plan, point.prediction, on_frontier=True) for point in frontier]
         self._store.save_predictions(self._study, (*presets, *points))
         for mode, why in self._forecast.left_out.items():
             reporter.stage(f"plans with compile = {mode} are not predicted: {why}")
@@ -94,7 +92,7 @@ class Foresight:
         """Stores what is predicted of a plan that is about to run."""
         prediction = self._forecast.known(plan)
         if prediction is not None:
-            self._store.save_predictions(self._study, (_record(plan, prediction),))
+            self._store.save_predictions(self._study, (prediction_record(plan, prediction),))
 
     def learn(self, trial: TrialRecord) -> None:
         """Compares a trial that ran to its end with its prediction."""
@@ -113,18 +111,6 @@ class Foresight:
             return 1.0  # one of its treatments can't be had
         share = prediction.peak_bytes / self._budget_bytes - 1
         return share if share > self.margin.share else None
-
-
-def _record(
-    plan: Plan, prediction: Prediction, *, preset: str | None = None, on_frontier: bool = False
-) -> PredictionRecord:
-    return PredictionRecord.of(
-        plan,
-        peak_bytes=prediction.peak_bytes,
-        step_time_s=prediction.step_time_s,
-        preset=preset,
-        on_frontier=on_frontier,
-    )
 
 
 def _best_within(frontier: Sequence[PredictedPlan], budget_bytes: float) -> PredictedPlan | None:
