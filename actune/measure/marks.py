@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from actune.measure.layer_inputs import GivenTensors, TensorWatch
+from actune.measure.layer_tensors import GivenTensors, TensorWatch
 from actune.step_profile import LayerCall, SlotKind
 
 
