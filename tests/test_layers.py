@@ -24,6 +24,7 @@ VALUES = {
     "op_trace",
     "device_spec",
     "predictions",
+    "study_records",
 }
 MAY_IMPORT = {
     "store": VALUES,

@@ -27,8 +27,8 @@ from actune.errors import ActuneError, InfeasibleError, UsageError
 from actune.units import format_bytes, parse_duration_s
 
 if TYPE_CHECKING:
-    from actune.records import StudySettings, Verdict
     from actune.store import Store
+    from actune.study_records import StudySettings, Verdict
 
 _DEFAULTS: dict[str, Any] = {
     "device": "cpu",
@@ -163,7 +163,7 @@ def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySet
         UsageError: something asked for contradicts the existing study, or is missing for a new one.
     """
     from actune.config import AUTO_SPACE, load_space
-    from actune.records import StudySettings
+    from actune.study_records import StudySettings
 
     if asked is None:
         return store.study(name).settings

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actune.predictions import PredictionRecord
-from actune.records import Measurement, Outcome, StudyRecord, TrialRecord, Verdict, VerdictEntry
+from actune.records import Measurement, Outcome
 from actune.statistics import Clock, clock_of, median_step_time_s, relative_step_time
 from actune.store import Store, StudySummary
+from actune.study_records import StudyRecord, TrialRecord, Verdict, VerdictEntry
 
 _STATES = {Outcome.OK: "complete", Outcome.OVER_BUDGET: "pruned", Outcome.OOM: "pruned"}
 

@@ -18,17 +18,7 @@ from actune.config import AUTO_SPACE, load_space, parse_space, space_for
 from actune.engine import Engine, EngineFactory, LocalEngine, target_error
 from actune.errors import PlanError
 from actune.plan import Plan, dump_plan, plan_hash
-from actune.records import (
-    Loaded,
-    LoadTarget,
-    Measurement,
-    MeasurePlan,
-    Outcome,
-    StudyRecord,
-    StudySettings,
-    TrialRecord,
-    Verdict,
-)
+from actune.records import Loaded, LoadTarget, Measurement, MeasurePlan, Outcome
 from actune.search.forecast import Forecast
 from actune.search.foresight import Foresight
 from actune.search.identity import check_same_study
@@ -38,6 +28,7 @@ from actune.search.study import PlanStudy, Proposal, optuna_errors
 from actune.search.verdict import decide, fits
 from actune.statistics import clock_of, relative_step_time
 from actune.store import Store, environment_fingerprint, study_lock
+from actune.study_records import StudyRecord, StudySettings, TrialRecord, Verdict
 from actune.units import Budget, format_bytes
 
 FRUITLESS_IN_A_ROW = 20

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from actune.cost.optimum import PredictedPlan
 from actune.errors import CostError, InfeasibleError, TargetError
 from actune.plan import Plan, parse_plan
-from actune.records import Outcome, TrialRecord
+from actune.records import Outcome
 from actune.search.forecast import Forecast, prediction_record
 from actune.search.reporter import Reporter
 from actune.search.space import ModelSpace
 from actune.store import Store
+from actune.study_records import TrialRecord
 from actune.units import format_bytes
 
 FIRST_BUDGET_SHARES = (1.0, 0.98, 0.95, 0.9)

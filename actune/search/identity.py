@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from actune.errors import UsageError
-from actune.records import Loaded, StudyRecord, StudySettings
+from actune.records import Loaded
 from actune.store import environment_fingerprint
+from actune.study_records import StudyRecord, StudySettings
 
 
 def check_same_study(record: StudyRecord, settings: StudySettings, loaded: Loaded) -> None:

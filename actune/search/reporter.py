@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from actune.records import StudyRecord, TrialRecord
+from actune.study_records import StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, slots=True)

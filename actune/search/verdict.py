@@ -11,18 +11,9 @@ from actune.engine import Engine
 from actune.errors import TargetError
 from actune.plan import Plan, dump_plan, parse_plan, plan_hash
 from actune.predictions import PredictionRecord
-from actune.records import (
-    CompareGradients,
-    GradientReport,
-    MeasurePlan,
-    MeasureRounds,
-    Outcome,
-    StudyRecord,
-    TrialRecord,
-    Verdict,
-    VerdictEntry,
-)
+from actune.records import CompareGradients, GradientReport, MeasurePlan, MeasureRounds, Outcome
 from actune.statistics import clock_of, median_step_time_s, relative_with_interval
+from actune.study_records import StudyRecord, TrialRecord, Verdict, VerdictEntry
 
 CANDIDATES = 3
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from actune.records import Measurement, Outcome, SamplePair, StepSample, StudyRecord, TrialRecord, Verdict
+from actune.records import Measurement, Outcome, SamplePair, StepSample
 from actune.store.schema import measurements, plans, samples, studies, trials, verdicts
 from actune.store.verdicts import Comparison
+from actune.study_records import StudyRecord, TrialRecord, Verdict
 
 STUDY_COLUMNS = tuple(studies.c[field.name] for field in fields(StudyRecord))
 

@@ -11,9 +11,10 @@ import sqlalchemy as sa
 
 from actune.boundary import from_json, to_json
 from actune.errors import StorageError
-from actune.records import Environment, StudySettings, TargetInfo
+from actune.records import Environment, TargetInfo
 from actune.store.names import MAX_STUDY_NAME_LENGTH
 from actune.store.verdicts import Comparison
+from actune.study_records import StudySettings
 
 HEAD_REVISION = "0002"  # of the migrations; here too, so that a database that is up to date needs no alembic
 VERSION_TABLE = "actune_alembic_version"  # Optuna's has alembic's default name

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from actune.boundary import shorten, to_json
 from actune.errors import StorageError, UsageError
 from actune.predictions import PredictionRecord
-from actune.records import Environment, Measurement, StudyRecord, StudySettings, TargetInfo, TrialRecord, Verdict
+from actune.records import Environment, Measurement, TargetInfo
 from actune.store import rows
 from actune.store.connect import WRITES, create_engine, use_wal
 from actune.store.failures import storage_errors
@@ -29,6 +29,7 @@ from actune.store.plan_texts import keep_plans, read_plan
 from actune.store.reuse import MeasurementKey, find_equal, find_settled
 from actune.store.schema import measurements, samples, studies, trials, verdicts
 from actune.store.summary import StudySummary, read_summaries
+from actune.study_records import StudyRecord, StudySettings, TrialRecord, Verdict
 
 BUSY_TIMEOUT_S = 60.0
 _SQLITE_MAGIC = b"SQLite format 3\x00"

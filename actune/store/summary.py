@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from actune.records import StudyRecord
 from actune.store.rows import STUDY_COLUMNS, study_from_row
 from actune.store.schema import measurements, studies, trials, verdicts
+from actune.study_records import StudyRecord
 
 
 @dataclass(frozen=True, slots=True)

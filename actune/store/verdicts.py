@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actune.records import GradientReport, VerdictEntry
+from actune.records import GradientReport
+from actune.study_records import VerdictEntry
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from actune.engine import LocalEngine
 from actune.errors import CostError, TargetError
 from actune.measure import Workload, measure_plan, open_device, profile_plan
 from actune.plan import NO_AC, Plan, Treatment, dump_plan
-from actune.records import MeasurePlan, Outcome, StudySettings
+from actune.records import MeasurePlan, Outcome
 from actune.search import run_search
 from actune.store import Store
+from actune.study_records import StudySettings
 from tests.search.fakes import Listener
 
 EXACT = (

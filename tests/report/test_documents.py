@@ -13,18 +13,10 @@ import pytest
 from actune.boundary import from_json
 from actune.errors import UsageError
 from actune.predictions import PredictionRecord
-from actune.records import (
-    GradientReport,
-    Measurement,
-    Outcome,
-    SamplePair,
-    StepSample,
-    TrialRecord,
-    Verdict,
-    VerdictEntry,
-)
+from actune.records import GradientReport, Measurement, Outcome, SamplePair, StepSample
 from actune.report import outcome_under, plan_entry, studies_document, study_document
 from actune.store import Store
+from actune.study_records import TrialRecord, Verdict, VerdictEntry
 from tests.store.examples import ENVIRONMENT, SETTINGS, TARGET
 
 PLAN = {

@@ -12,9 +12,10 @@ import pytest
 from actune.errors import UsageError
 from actune.plan import Plan, Treatment, dump_plan, plan_hash
 from actune.predictions import PredictionRecord
-from actune.records import Measurement, Outcome, SamplePair, StepSample, TrialRecord
+from actune.records import Measurement, Outcome, SamplePair, StepSample
 from actune.report import frontier_points, study_frontier_document
 from actune.store import Store
+from actune.study_records import TrialRecord
 from tests.report.test_documents import PLAN
 from tests.store.examples import ENVIRONMENT, SETTINGS, TARGET
 

@@ -30,13 +30,12 @@ from actune.records import (
     RoundsMeasured,
     SamplePair,
     StepSample,
-    StudySettings,
     TargetInfo,
-    Verdict,
 )
 from actune.search import Progress, run_search
 from actune.step_profile import LayerCall, PlanProfiled, ProfilePlan, Slot, StepProfile
 from actune.store import Store
+from actune.study_records import StudySettings, Verdict
 
 NO_AC_HASH = plan_hash(Plan())
 STATIC_BYTES = 1000

@@ -14,12 +14,9 @@ from actune.records import (
     Outcome,
     SamplePair,
     StepSample,
-    StudySettings,
     TargetInfo,
-    TrialRecord,
-    Verdict,
-    VerdictEntry,
 )
+from actune.study_records import StudySettings, TrialRecord, Verdict, VerdictEntry
 
 SETTINGS = StudySettings(
     target="dense-tiny",
