@@ -1,0 +1,101 @@
+"""What a study takes beside its measuring: with trials of one second, and with 128 layers to choose for."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from search_studies import empty_database, settings_for, study_store
+from simulated_engine import Errors, SimulatedEngine
+from simulated_truth import Recording, Truth
+
+from actune.config import load_space, space_for
+from actune.records import LoadTarget
+from actune.search import SilentReporter, run_search
+from actune.search.study import PlanStudy
+
+# 12 layers for the one-second trials. 128 layers need a large device; how long its steps are does not matter.
+ONE_SECOND = {"target": "moe-tiny-12", "device": "sim:tiny", "trials": 12, "trial_s": 1.0}
+LARGE = {"target": "moe-tiny?layers=128", "device": "sim:h100", "trials": 20, "trial_s": 0.0}
+BUDGET = "60%"
+
+
+def measured(samplers: Sequence[str]) -> dict[str, Any]:
+    """Both studies for each sampler, in the space that a search would take by default."""
+    document: dict[str, Any] = {}
+    for name, study in (("one_second_trials", ONE_SECOND), ("layers_128", LARGE)):
+        load = LoadTarget(study["target"], study["device"], seed=0)
+        with tempfile.TemporaryDirectory() as folder, Recording(load) as recording:
+            database, truth = empty_database(Path(folder)), Truth(recording)
+            _run(recording, truth, database, study | {"trial_s": 0.0}, samplers[0])  # fills the recording
+            document[name] = {s: _run(recording, truth, database, study, s) for s in samplers}
+        for sampler, of in document[name].items():
+            print(f"{name} {sampler:<10} {of}", file=sys.stderr, flush=True)
+    return document
+
+
+def _run(
+    recording: Recording, truth: Truth, database: Path, study: dict[str, Any], sampler: str
+) -> dict[str, float | int]:
+    """One study.
+
+    `outside_share` is of the wall time: what is outside of all calls of the engine. `between_trials_s` is from the end
+    of a trial to the start of the next: store, tell, learn, ask, solve. `ask_s` is the proposal alone.
+    """
+    space = load_space(space_for(truth.structure))
+    settings = settings_for(
+        study["target"],
+        study["device"],
+        budget=BUDGET,
+        space=space.name,
+        space_yaml=space.yaml_text,
+        trials=study["trials"],
+        sampler=sampler,
+        seed=0,
+    )
+    engine = SimulatedEngine(recording, truth, Errors(seed=0), with_save_sets=True, trial_s=study["trial_s"])
+    with study_store(database) as (store, folder), _timed(PlanStudy, "ask") as asks_s:
+        start_s = time.perf_counter()
+        run_search(store, "s", settings, log_folder=folder, reporter=SilentReporter(), engine_factory=engine.factory)
+        wall_s = time.perf_counter() - start_s
+    # The first two are the run without AC and, after the profiling, the first trial.
+    between_s = [start - end for end, start in zip(engine.trial_ends_s[1:-1], engine.trial_starts_s[2:], strict=True)]
+    return {
+        "trials": study["trials"],
+        "wall_s": round(wall_s, 2),
+        "outside_s": round(wall_s - engine.busy_s, 2),
+        "outside_share": round(1 - engine.busy_s / wall_s, 4),
+        "asks": len(asks_s),
+        "median_ask_s": round(statistics.median(asks_s), 4),
+        "max_ask_s": round(max(asks_s), 4),
+        "median_between_trials_s": round(statistics.median(between_s), 4),
+        "max_between_trials_s": round(max(between_s), 4),
+    }
+
+
+@contextmanager
+def _timed(owner: type, method: str) -> Iterator[list[float]]:
+    """How long each call of the method takes, in seconds."""
+    times_s: list[float] = []
+    original: Callable[..., Any] = getattr(owner, method)
+
+    @wraps(original)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start_s = time.perf_counter()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            times_s.append(time.perf_counter() - start_s)
+
+    setattr(owner, method, timed)
+    try:
+        yield times_s
+    finally:
+        setattr(owner, method, original)
