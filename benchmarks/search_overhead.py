@@ -7,10 +7,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from search_studies import empty_database, settings_for, study_store
 from simulated_engine import Errors, SimulatedEngine
@@ -25,6 +26,9 @@ from actune.search.study import PlanStudy
 ONE_SECOND = {"target": "moe-tiny-12", "device": "sim:tiny", "trials": 12, "trial_s": 1.0}
 LARGE = {"target": "moe-tiny?layers=128", "device": "sim:h100", "trials": 20, "trial_s": 0.0}
 BUDGET = "60%"
+
+PROPOSING = ((PlanStudy, "ask"),)
+"""The methods that find the next plan. Their time from one trial to the next is what a proposal takes."""
 
 
 def measured(samplers: Sequence[str]) -> dict[str, Any]:
@@ -46,8 +50,9 @@ def _run(
 ) -> dict[str, float | int]:
     """One study.
 
-    `outside_share` is of the wall time: what is outside of all calls of the engine. `between_trials_s` is from the end
-    of a trial to the start of the next: store, tell, learn, ask, solve. `ask_s` is the proposal alone.
+    `outside_share` is of the wall time: what is outside of all calls of the engine. `outside_process_s` is the same in
+    the process's own time, which other programs don't add to. `between_trials_s` is from the end of a trial to the
+    start of the next: store, tell, learn, ask, solve. `proposal_s` is what PROPOSING takes of it.
     """
     space = load_space(space_for(truth.structure))
     settings = settings_for(
@@ -61,41 +66,46 @@ def _run(
         seed=0,
     )
     engine = SimulatedEngine(recording, truth, Errors(seed=0), with_save_sets=True, trial_s=study["trial_s"])
-    with study_store(database) as (store, folder), _timed(PlanStudy, "ask") as asks_s:
-        start_s = time.perf_counter()
+    with study_store(database) as (store, folder), _noted(PROPOSING) as proposing:
+        start_s, start_process_s = time.perf_counter(), time.process_time()
         run_search(store, "s", settings, log_folder=folder, reporter=SilentReporter(), engine_factory=engine.factory)
         wall_s = time.perf_counter() - start_s
-    # The first two are the run without AC and, after the profiling, the first trial.
-    between_s = [start - end for end, start in zip(engine.trial_ends_s[1:-1], engine.trial_starts_s[2:], strict=True)]
+        process_s = time.process_time() - start_process_s
+    gaps = list(zip(engine.trial_ends_s, engine.trial_starts_s[1:], strict=False))
+    between_s = [next_start_s - end_s for end_s, next_start_s in gaps]
+    proposals_s = [
+        sum(span_s for at_s, span_s in proposing if end_s <= at_s < next_start_s) for end_s, next_start_s in gaps
+    ]
     return {
-        "trials": study["trials"],
+        "trials": len(engine.trial_starts_s),
         "wall_s": round(wall_s, 2),
         "outside_s": round(wall_s - engine.busy_s, 2),
+        "outside_process_s": round(process_s - engine.busy_process_s, 2),
         "outside_share": round(1 - engine.busy_s / wall_s, 4),
-        "asks": len(asks_s),
-        "median_ask_s": round(statistics.median(asks_s), 4),
-        "max_ask_s": round(max(asks_s), 4),
+        "median_proposal_s": round(statistics.median(proposals_s), 4),
+        "max_proposal_s": round(max(proposals_s), 4),
         "median_between_trials_s": round(statistics.median(between_s), 4),
         "max_between_trials_s": round(max(between_s), 4),
     }
 
 
 @contextmanager
-def _timed(owner: type, method: str) -> Iterator[list[float]]:
-    """How long each call of the method takes, in seconds."""
-    times_s: list[float] = []
-    original: Callable[..., Any] = getattr(owner, method)
+def _noted(methods: Sequence[tuple[type, str]]) -> Iterator[list[tuple[float, float]]]:
+    """Of each call of the methods, when it began and how long it took, in seconds."""
+    calls: list[tuple[float, float]] = []
 
-    @wraps(original)
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start_s = time.perf_counter()
-        try:
-            return original(*args, **kwargs)
-        finally:
-            times_s.append(time.perf_counter() - start_s)
+    def noting(original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            start_s = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                calls.append((start_s, time.perf_counter() - start_s))
 
-    setattr(owner, method, timed)
-    try:
-        yield times_s
-    finally:
-        setattr(owner, method, original)
+        return noted
+
+    with ExitStack() as patches:
+        for owner, method in methods:
+            patches.enter_context(patch.object(owner, method, noting(getattr(owner, method))))
+        yield calls

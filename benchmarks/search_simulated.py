@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from simulated_truth import Enumeration, Optimum, Recording, Truth, deviation, m
 from actune.config import parse_space
 from actune.plan import Treatment, parse_plan
 from actune.records import LoadTarget, Outcome
-from actune.search import SAMPLERS, SilentReporter, run_search
+from actune.search import SAMPLERS, Progress, run_search
 from actune.search.forecast import DERIVED_SETS
 from actune.search.space import ModelSpace
 from actune.statistics import clock_of, relative_step_time
@@ -90,8 +91,10 @@ class Run:
 
     Attributes:
         to_incumbent: trials until the one that was measured to be the fastest is truly near the optimum; None if never.
+        to_named: trials until the one that the search itself takes for the best is, by all that it knows.
         to_any: trials until any of them is.
         trials: in all.
+        stopped: why there were no more, where the verdict says so.
         regret: how much slower than the optimum the plan that the verdict names is, as a share; None without one.
         bound: the certificate's lower bound over the optimum's true step time; None without a certificate.
         pairs: steps timed beside a reference.
@@ -100,12 +103,27 @@ class Run:
 
     seed: int
     to_incumbent: int | None
+    to_named: int | None
     to_any: int | None
     trials: int
+    stopped: str | None
     regret: float | None
     bound: float | None
     pairs: int
     outside_s: float
+
+
+class Follower:
+    """A reporter that notes which trial the search takes for the best after each one, by number."""
+
+    def __init__(self) -> None:
+        self.named: list[int | None] = []
+
+    def stage(self, text: str) -> None:
+        pass
+
+    def trial_finished(self, progress: Progress) -> None:
+        self.named.append(progress.best)
 
 
 class Bench:
@@ -138,39 +156,54 @@ class Bench:
             sampler=sampler,
             seed=seed,
         )
+        follower = Follower()
         with study_store(self._database) as (store, folder):
             start_s = time.perf_counter()
             verdict = run_search(
-                store, "s", settings, log_folder=folder, reporter=SilentReporter(), engine_factory=engine.factory
+                store, "s", settings, log_folder=folder, reporter=follower, engine_factory=engine.factory
             )
             wall_s = time.perf_counter() - start_s
-            return self._judged(store, verdict, engine, seed, wall_s)
+            return self._judged(store, verdict, engine, follower.named, seed, wall_s)
 
-    def _judged(self, store: Store, verdict: Verdict, engine: SimulatedEngine, seed: int, wall_s: float) -> Run:
+    def _judged(
+        self,
+        store: Store,
+        verdict: Verdict,
+        engine: SimulatedEngine,
+        named: Sequence[int | None],
+        seed: int,
+        wall_s: float,
+    ) -> Run:
         clock = clock_of(self._recording.load().environment)
         trials = sorted((t for t in store.trials("s") if not t.reused), key=lambda t: t.finished_at)
-        best_measured = math.inf
-        to_incumbent = to_any = None
-        for count, trial in enumerate(trials, start=1):
+        over_optimum = {trial.number: self._over_optimum(trial.plan_toml) for trial in trials}
+        timed: dict[int, float] = {}
+        measured_best: list[int | None] = []
+        for trial in trials:
             measured = relative_step_time(trial.measurement, clock)
-            if trial.measurement.outcome is not Outcome.OK or measured is None:
-                continue
-            is_near = self._over_optimum(trial.plan_toml) <= NEAR
-            if is_near and to_any is None:
-                to_any = count
-            if measured < best_measured:
-                best_measured = measured
-                if is_near and to_incumbent is None:
-                    to_incumbent = count
+            if trial.measurement.outcome is Outcome.OK and measured is not None:
+                timed[trial.number] = measured
+            measured_best.append(min(timed, key=timed.__getitem__, default=None))
+
+        def trials_until_near(numbers: Sequence[int | None]) -> int | None:
+            counts = (
+                count
+                for count, number in enumerate(numbers, start=1)
+                if number is not None and over_optimum[number] <= NEAR
+            )
+            return next(counts, None)
+
         bound = bound_of(verdict)
         if bound is not None:
             assert verdict.reference_hash is not None
             bound *= self._over_optimum(store.plan_toml(verdict.reference_hash))
         return Run(
             seed,
-            to_incumbent,
-            to_any,
+            trials_until_near(measured_best),
+            trials_until_near(named),
+            trials_until_near([trial.number if trial.number in timed else None for trial in trials]),
             len(trials),
+            stop_reason_of(verdict),
             None if verdict.best_toml is None else self._over_optimum(verdict.best_toml) - 1,
             bound,
             engine.pairs,
@@ -183,8 +216,14 @@ class Bench:
 
 def bound_of(verdict: Verdict) -> float | None:
     """The certificate's lower bound of any plan's step time, relative to the reference's; None without one."""
-    certificate = getattr(verdict, "certificate", None)
-    return None if certificate is None else certificate.bound
+    certificates = [budget.certificate for budget in getattr(verdict, "budgets", ())]
+    return certificates[0].bound_relative_step_time if certificates and certificates[0] is not None else None
+
+
+def stop_reason_of(verdict: Verdict) -> str | None:
+    """Why the search had no more trials; None of a verdict that does not say."""
+    reason = getattr(verdict, "stopped", None)
+    return None if reason is None else str(reason)
 
 
 def with_entries(space_yaml: str, menus: dict[str, tuple[Treatment, ...]]) -> str:
@@ -235,6 +274,7 @@ def run_case(name: str, samplers: Sequence[str], seeds: int, trials: int, plans_
 def summary(runs: Sequence[Run], cap: int) -> dict[str, Any]:
     """Over the seeds of a case: a run that never came near counts as one trial more than the cap."""
     to_incumbent = sorted(cap + 1 if run.to_incumbent is None else run.to_incumbent for run in runs)
+    to_named = sorted(cap + 1 if run.to_named is None else run.to_named for run in runs)
     to_any = sorted(cap + 1 if run.to_any is None else run.to_any for run in runs)
     regrets = [run.regret for run in runs if run.regret is not None]
     bounds = [run.bound for run in runs if run.bound is not None]
@@ -244,13 +284,17 @@ def summary(runs: Sequence[Run], cap: int) -> dict[str, Any]:
         "p90_trials": nearest_rank(to_incumbent, 0.9),
         "max_trials": to_incumbent[-1],
         "not_reached": sum(run.to_incumbent is None for run in runs),
+        "median_trials_named": statistics.median(to_named),
+        "p90_trials_named": nearest_rank(to_named, 0.9),
         "median_trials_of_any": statistics.median(to_any),
         "p90_trials_of_any": nearest_rank(to_any, 0.9),
         "without_a_plan": len(runs) - len(regrets),
         "median_regret": statistics.median(regrets) if regrets else None,
         "max_regret": max(regrets, default=None),
         "median_trials_run": statistics.median(trials),
+        "most_trials_run": max(trials),
         "stopped_by_itself": sum(count < cap for count in trials),
+        "stopped": dict(Counter(run.stopped for run in runs if run.stopped is not None)),
         "certificates": len(bounds),
         "lowest_bound": min(bounds, default=None),
         "highest_bound": max(bounds, default=None),
@@ -292,8 +336,10 @@ def render(row: dict[str, Any]) -> str:
             )
         lines.append(
             f"  {sampler:<10} within 1% after {of['median_trials']:g} (median) {of['p90_trials']} (p90) "
-            f"{of['max_trials']} (max) trials, not in {of['not_reached']}; any: {of['median_trials_of_any']:g} "
-            f"{of['p90_trials_of_any']}; regret {median_regret} {max_regret}; ran {of['median_trials_run']:g} trials, "
+            f"{of['max_trials']} (max) trials, not in {of['not_reached']}; "
+            f"named: {of['median_trials_named']:g} {of['p90_trials_named']}; "
+            f"any: {of['median_trials_of_any']:g} {of['p90_trials_of_any']}; regret {median_regret} {max_regret}; "
+            f"ran {of['median_trials_run']:g} trials, at most {of['most_trials_run']}, "
             f"{of['stopped_by_itself']} stopped by themselves; {bounds}; {of['median_outside_s']} s each"
         )
     return "\n".join(lines)

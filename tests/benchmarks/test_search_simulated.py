@@ -122,9 +122,10 @@ def test_derived_save_sets_become_entries_of_the_space() -> None:
 
 
 def test_a_run_that_never_came_near_counts_as_one_trial_more_than_the_cap() -> None:
-    near = search_simulated.Run(0, 3, 2, 10, 0.0, 0.9, 50, 1.0)
-    never = search_simulated.Run(1, None, None, 25, None, None, 125, 2.0)
+    near = search_simulated.Run(0, 3, 4, 2, 10, None, 0.0, 0.9, 50, 1.0)
+    never = search_simulated.Run(1, None, None, None, 25, "trials", None, None, 125, 2.0)
     of = search_simulated.summary([near, near, never], 25)
     assert (of["median_trials"], of["p90_trials"], of["not_reached"]) == (3, 26, 1)
     assert (of["stopped_by_itself"], of["without_a_plan"], of["certificates"]) == (2, 1, 2)
+    assert (of["median_trials_named"], of["stopped"]) == (4, {"trials": 1})
     assert (of["max_regret"], of["highest_bound"], of["bounds_above_the_optimum"]) == (0.0, 0.9, 0)
