@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Literal
 
 from actune.op_trace import LayersTraced, TraceLayers
+from actune.racing import Race
 from actune.step_profile import PlanProfiled, ProfilePlan
 
 
@@ -127,6 +128,7 @@ class Measurement:
         compile_s: the first call's extra time in a compiled plan.
         message: for outcomes other than ok, one line that says what happened.
         detail: a traceback or the end of the worker's output.
+        lost_race: timing ended early, since the plan is clearly slower than the best of its study; the peak is whole.
     """
 
     outcome: Outcome
@@ -137,6 +139,7 @@ class Measurement:
     compile_s: float | None = None
     message: str | None = None
     detail: str | None = None
+    lost_race: bool = False
 
 
 # Requests
@@ -167,13 +170,28 @@ class MeasurePlan:
         reference_toml: the reference; None to leave time unmeasured.
         budget_bytes: stop with `over_budget` after the first step that exceeds it; None for no cap.
         timed_pairs: how many pairs of steps are timed.
+        race: what timing runs against: it ends once the plan is known to be slower or faster than the study's best, and
+            goes on for up to `race.most_pairs` pairs while it is not. None to time `timed_pairs` pairs.
+        peak_steps: over how many steps, each on its own batch, the peak is taken. The optimizer's first real step makes
+            its state, and the second is the first with that state there, so there are at least two.
+
+    Raises:
+        ValueError: there are fewer steps than two, or a race ends before `timed_pairs`.
     """
 
     plan_toml: str
     reference_toml: str | None
     budget_bytes: int | None
     timed_pairs: int
+    race: Race | None = None
+    peak_steps: int = 2
     kind: Literal["measure"] = "measure"
+
+    def __post_init__(self) -> None:
+        if self.peak_steps < 2:
+            raise ValueError(f"peak_steps: {self.peak_steps} do not show a step with the optimizer's state there")
+        if self.race is not None and self.race.most_pairs < self.timed_pairs:
+            raise ValueError(f"race.most_pairs: {self.race.most_pairs} are fewer than {self.timed_pairs} timed pairs")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from actune.boundary import OutsideModel, from_json, shorten, take_schema, to_json, unknown_key_message, validate
 from actune.errors import PlanError, UsageError
+from actune.racing import Race
 from actune.records import (
     Failed,
     Loaded,
@@ -100,6 +101,7 @@ def test_shorten() -> None:
     [
         (Request, MeasurePlan("schema = 1\n", None, 2**40, 5)),
         (Request, MeasurePlan('# "é"\n', "schema = 1\n", None, 0)),
+        (Request, MeasurePlan("schema = 1\n", "schema = 1\n", None, 5, Race(0.1 + 0.2, 0.0, 1e-3, 9), peak_steps=20)),
         (Reply, Failed("target", "boom", "Traceback …\n")),
         (
             Reply,
@@ -118,6 +120,13 @@ def test_requests_and_replies_come_back_from_one_line_of_json(kind: Any, value: 
     again = from_json(kind, line)
     assert again == value
     assert type(again) is type(value)
+
+
+def test_requests_and_replies_from_before_races_still_load() -> None:
+    request = '{"plan_toml": "", "reference_toml": null, "budget_bytes": 7, "timed_pairs": 5, "kind": "measure"}'
+    assert from_json(Request, request) == MeasurePlan("", None, 7, 5, race=None, peak_steps=2)
+    reply = '{"measurement": {"outcome": "ok", "peak_bytes": 7, "pairs": []}, "kind": "measured"}'
+    assert from_json(Reply, reply) == Measured(Measurement(Outcome.OK, 7, lost_race=False))
 
 
 def test_nan_is_never_written() -> None:

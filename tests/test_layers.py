@@ -24,6 +24,7 @@ VALUES = {
     "op_trace",
     "device_spec",
     "predictions",
+    "racing",
     "study_records",
 }
 MAY_IMPORT = {

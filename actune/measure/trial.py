@@ -12,11 +12,10 @@ from actune.errors import ActuneError, PlanError, describe_error
 from actune.measure.device import PeakProbe
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
+from actune.racing import Standing
 from actune.records import Measured, Measurement, MeasurePlan, Outcome, SamplePair, StepSample
+from actune.statistics import clock_of
 from actune.units import format_bytes
-
-PEAK_STEPS = 2
-"""The optimizer's first real step, which makes its state, and one with that state there."""
 
 LEAK_TOLERANCE_BYTES = 2**20
 
@@ -51,7 +50,7 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
     first_call_s = workload.warm_up(plan)
     probe = None
     workload.start_optimizer()
-    for step in range(PEAK_STEPS):
+    for step in range(request.peak_steps):
         latest = _probe_step(workload, plan, step)
         if probe is None or latest.peak_bytes > probe.peak_bytes:
             probe = latest
@@ -66,12 +65,18 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
             )
     assert probe is not None
     workload.device.set_cap(None)  # the reference may need more than the plan
-    pairs = () if reference is None else _timed_pairs(workload, plan, reference, request.timed_pairs)
+    pairs, standing = _timed_pairs(workload, plan, reference, request)
     compile_s = None
     if first_call_s is not None and pairs:
         compile_s = max(0.0, first_call_s - statistics.median(pair.plan.step_time_s for pair in pairs))
     return Measurement(
-        Outcome.OK, probe.peak_bytes, probe.allocated_bytes, probe.reserved_bytes, pairs, compile_s=compile_s
+        Outcome.OK,
+        probe.peak_bytes,
+        probe.allocated_bytes,
+        probe.reserved_bytes,
+        pairs,
+        compile_s=compile_s,
+        lost_race=standing == "slower" and len(pairs) < request.timed_pairs,
     )
 
 
@@ -83,27 +88,38 @@ def _probe_step(workload: Workload, plan: Plan, step: int) -> PeakProbe:
     return probe
 
 
-def _timed_pairs(workload: Workload, plan: Plan, reference: Plan, count: int) -> tuple[SamplePair, ...]:
-    """Steps of the plan and of the reference side by side, on the same batch, in alternating order.
+def _timed_pairs(
+    workload: Workload, plan: Plan, reference: Plan | None, request: MeasurePlan
+) -> tuple[tuple[SamplePair, ...], Standing]:
+    """Steps of the plan and of the reference side by side, on the same batch, in alternating order; and who is ahead.
 
-    Where ops compute nothing, times repeat to the last digit, and one step of each stands for all.
+    Where ops compute nothing, times repeat to the last digit: one step of each stands for all, and there is no race.
     """
+    if reference is None:
+        return (), "open"
+    warm_up_step = request.peak_steps  # the batches before it were for the peak
     if not workload.device.computes:
-        of_plan, of_reference = (_timed_step(workload, which, PEAK_STEPS) for which in (plan, reference))
-        return (SamplePair(of_plan, of_reference),) * count
-    with workload.under(reference):
-        workload.train_step(PEAK_STEPS)
-    with workload.under(plan):
-        workload.train_step(PEAK_STEPS)
-    pairs = []
-    for number in range(count):
-        step = PEAK_STEPS + 1 + number
+        of_plan, of_reference = (_timed_step(workload, which, warm_up_step) for which in (plan, reference))
+        return (SamplePair(of_plan, of_reference),) * request.timed_pairs, "open"
+    for which in (reference, plan):
+        with workload.under(which):
+            workload.train_step(warm_up_step)
+    clock = clock_of(workload.device.environment())
+    race = request.race
+    pairs: list[SamplePair] = []
+    ratios: list[float] = []
+    standing: Standing = "open"
+    while standing == "open" and len(pairs) < (request.timed_pairs if race is None else race.most_pairs):
+        step = warm_up_step + 1 + len(pairs)
         workload.fetch_batch(step)
         samples = {}
-        for which in ((plan, reference), (reference, plan))[number % 2]:
+        for which in ((plan, reference), (reference, plan))[len(pairs) % 2]:
             samples[id(which)] = _timed_step(workload, which, step)
         pairs.append(SamplePair(samples[id(plan)], samples[id(reference)]))
-    return tuple(pairs)
+        ratios.append(clock(pairs[-1].plan) / clock(pairs[-1].reference))
+        if race is not None:
+            standing = race.standing(ratios)
+    return tuple(pairs), standing
 
 
 def _timed_step(workload: Workload, plan: Plan, step: int) -> StepSample:

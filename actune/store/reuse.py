@@ -40,10 +40,17 @@ class MeasurementKey:
 
 
 def find_settled(connection: sa.Connection, key: MeasurementKey, *, budget_bytes: int | None) -> Measurement | None:
-    """The newest measurement with that key whose outcome also holds under that cap."""
+    """The newest measurement with that key whose outcome also holds under that cap.
+
+    One that lost a race is none: it was not timed to its end, and another study has another best.
+    """
     query = (
         sa.select(*MEASUREMENT_COLUMNS, measurements.c.budget_bytes)
-        .where(key.clause(), measurements.c.outcome.in_([str(outcome) for outcome in SETTLED]))
+        .where(
+            key.clause(),
+            measurements.c.outcome.in_([str(outcome) for outcome in SETTLED]),
+            measurements.c.lost_race.is_(sa.false()),
+        )
         .order_by(measurements.c.id.desc())
     )
     for row in connection.execute(query).all():

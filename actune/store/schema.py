@@ -16,7 +16,7 @@ from actune.store.names import MAX_STUDY_NAME_LENGTH
 from actune.store.verdicts import Comparison
 from actune.study_records import StudySettings
 
-HEAD_REVISION = "0002"  # of the migrations; here too, so that a database that is up to date needs no alembic
+HEAD_REVISION = "0003"  # of the migrations; here too, so that a database that is up to date needs no alembic
 VERSION_TABLE = "actune_alembic_version"  # Optuna's has alembic's default name
 
 _HASH_LENGTH = 64
@@ -105,6 +105,7 @@ measurements = sa.Table(
     sa.Column("message", sa.Text),
     sa.Column("detail", sa.Text),
     sa.Column("measured_at", sa.String(_TIME_LENGTH), nullable=False),
+    sa.Column("lost_race", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 sa.Index(
     "ix_actune_measurements_key",

@@ -216,8 +216,8 @@ class Store:
     ) -> Measurement | None:
         """What any study measured before, if running the plan again would teach nothing new.
 
-        Crashes, timeouts and errors are never returned. Neither are an `over_budget` or an `oom` that came from a
-        tighter cap than `budget_bytes`. An `ok` may have a peak above `budget_bytes`: its own cap was higher.
+        Crashes, timeouts, errors and lost races are never returned. Neither are an `over_budget` or an `oom` that came
+        from a tighter cap than `budget_bytes`. An `ok` may have a peak above `budget_bytes`: its own cap was higher.
 
         Args:
             target_fingerprint: `TargetInfo.fingerprint`.

@@ -231,6 +231,16 @@ class StoreTestCase:
         assert self.find(store, plan, budget_bytes=10) == Measurement(Outcome.OOM)
         assert self.find(store, plan, budget_bytes=2**40) == measurement(0)
 
+    def test_lost_race_comes_back_and_is_never_found(self, store: Store) -> None:
+        plan = trial(0).plan_hash
+        lost = trial(0, measured=replace(measurement(0), lost_race=True))
+        store.record_trial("a", lost, reference_hash=REFERENCE_HASH, budget_bytes=None)
+        assert store.trials("a") == [lost]
+        assert self.find(store, plan) is None
+        record(store, "a", 1, plan=plan)
+        store.record_trial("a", replace(lost, number=2), reference_hash=REFERENCE_HASH, budget_bytes=None)
+        assert self.find(store, plan) == measurement(1)
+
     # Predictions
 
     def test_predictions_come_back_equal_and_by_peak(self, store: Store) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from actune.store import Store
 from actune.store.migrate import MIGRATIONS
 from actune.store.schema import HEAD_REVISION, VERSION_TABLE, metadata
 
-from .examples import ENVIRONMENT, SETTINGS, TARGET, prediction, trial
+from .examples import ENVIRONMENT, SETTINGS, TARGET, measurement, prediction, trial
 
 
 def differences(path: Path, expected: sa.MetaData) -> list[object]:
@@ -88,21 +89,52 @@ def test_head_in_the_code_is_the_migrations_head() -> None:
     assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == HEAD_REVISION
 
 
+UNDO = {
+    "0002": "DROP TABLE actune_predictions",
+    "0003": "ALTER TABLE actune_measurements DROP COLUMN lost_race",
+}
+
+
+def take_back(path: Path, revision: str) -> None:
+    """Leaves the database as an actune of that schema would have."""
+    with closing(sqlite3.connect(path)) as connection:
+        for later in sorted(UNDO, reverse=True):
+            if later > revision:
+                connection.execute(UNDO[later])
+        connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'")
+        connection.commit()
+
+
 def test_database_of_the_first_schema_is_upgraded_in_place(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     url = f"sqlite:///{path}"
     with Store.open(url, create=True) as store:
         store.create_study("a", SETTINGS, TARGET, ENVIRONMENT)
         store.record_trial("a", trial(0), reference_hash=None, budget_bytes=None)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TABLE actune_predictions")
-        connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '0001'")
-        connection.commit()
+    take_back(path, "0001")
     with Store.open(url, create=False) as store:
         assert store.trials("a") == [trial(0)]
+        assert not store.trials("a")[0].measurement.lost_race
         assert store.predictions("a") == ()
         store.save_predictions("a", [prediction(0)])
         assert store.predictions("a") == (prediction(0),)
+    assert differences(path, metadata) == []
+
+
+def test_measurements_from_before_races_were_timed_to_their_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    url = f"sqlite:///{path}"
+    with Store.open(url, create=True) as store:
+        store.create_study("a", SETTINGS, TARGET, ENVIRONMENT)
+        store.record_trial("a", trial(0), reference_hash=None, budget_bytes=None)
+        store.save_predictions("a", [prediction(0)])
+    take_back(path, "0002")
+    lost = trial(1, measured=replace(measurement(1), lost_race=True))
+    with Store.open(url, create=False) as store:
+        assert store.trials("a") == [trial(0)]
+        assert store.predictions("a") == (prediction(0),)
+        store.record_trial("a", lost, reference_hash=None, budget_bytes=None)
+        assert store.trials("a") == [trial(0), lost]
     assert differences(path, metadata) == []
 
 
@@ -112,7 +144,7 @@ def test_newer_schema_is_refused_and_left_alone(path: Path) -> None:
         connection.commit()
     before = path.read_bytes()
     for create in (False, True):
-        with pytest.raises(StorageError, match=r"newer actune: its schema is '9999'.*'0002'\. Upgrade actune"):
+        with pytest.raises(StorageError, match=r"newer actune: its schema is '9999'.*'\d+'\. Upgrade actune"):
             Store.open(f"sqlite:///{path}", create=create)
     assert path.read_bytes() == before
 
