@@ -22,9 +22,10 @@ from actune.records import LoadTarget
 from actune.search import SilentReporter, run_search
 from actune.search.study import PlanStudy
 
+HERE = Path(__file__).parent
 # 12 layers for the one-second trials. 128 layers need a large device; how long its steps are does not matter.
 ONE_SECOND = {"target": "moe-tiny-12", "device": "sim:tiny", "trials": 12, "trial_s": 1.0}
-LARGE = {"target": "moe-tiny?layers=128", "device": "sim:h100", "trials": 20, "trial_s": 0.0}
+LARGE = {"target": f"{HERE}/search_targets.py:DeepWideAndNarrow", "device": "sim:h100", "trials": 20, "trial_s": 0.0}
 BUDGET = "60%"
 
 PROPOSING = ((PlanStudy, "ask"),)

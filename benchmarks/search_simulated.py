@@ -1,6 +1,6 @@
 """How many trials a search needs on simulated devices, where every plan can be enumerated and so the optimum is known.
 
-    python benchmarks/search_simulated.py                    all cases and samplers, 10 seeds each (an hour or less)
+    python benchmarks/search_simulated.py                    all cases and samplers, 10 seeds each (minutes to an hour, by the samplers)
     python benchmarks/search_simulated.py --fast             two cases, three seeds, two samplers
     python benchmarks/search_simulated.py --overhead         what a study takes beside its measuring
 
@@ -46,7 +46,7 @@ from actune.study_records import Verdict
 HERE = Path(__file__).parent
 DEVICE = "sim:tiny"
 TRIALS = 25
-FAST_TRIALS = 12
+FAST_TRIALS = 10
 SEEDS = 10
 PROCESSES = 2
 NEAR = 1.01

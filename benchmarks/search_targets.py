@@ -16,3 +16,10 @@ class WideAndNarrow(DenseTarget):
         return Decoder(
             self.sizes, {str(i): TransformerBlock(narrow if i % 2 else wide) for i in range(self.sizes.layers)}
         )
+
+
+class DeepWideAndNarrow(WideAndNarrow):
+    """As many layers as a solver may meet."""
+
+    def __init__(self):
+        super().__init__(layers=128)
