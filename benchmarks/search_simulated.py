@@ -1,6 +1,6 @@
 """How many trials a search needs on simulated devices, where every plan can be enumerated and so the optimum is known.
 
-    python benchmarks/search_simulated.py                    all cases and samplers, 10 seeds each (minutes to an hour, by the samplers)
+    python benchmarks/search_simulated.py                    all cases and samplers, 10 seeds each (up to an hour)
     python benchmarks/search_simulated.py --fast             two cases, three seeds, two samplers
     python benchmarks/search_simulated.py --overhead         what a study takes beside its measuring
 

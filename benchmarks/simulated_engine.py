@@ -21,6 +21,7 @@ from simulated_truth import Recording, TrueCost, Truth
 
 from actune.op_trace import LayersTraced, TraceLayers
 from actune.plan import Plan, Treatment, parse_plan, plan_hash
+from actune.racing import Standing
 from actune.records import (
     CompareGradients,
     GradientReport,
@@ -196,20 +197,20 @@ class SimulatedEngine:
             return Measurement(Outcome.OK, cost.peak_bytes)
         reference = self._truth.of(parse_plan(request.reference_toml))
         pairs, standing = self._timed_pairs(plan, cost, reference, request)
-        lost = {"lost_race": True} if standing == "slower" and len(pairs) < request.timed_pairs else {}
-        return Measurement(Outcome.OK, cost.peak_bytes, pairs=pairs, **lost)
+        lost_race = standing == "slower" and len(pairs) < request.timed_pairs
+        return Measurement(Outcome.OK, cost.peak_bytes, pairs=pairs, lost_race=lost_race)
 
     def _timed_pairs(
         self, plan: Plan, cost: TrueCost, reference: TrueCost, request: MeasurePlan
-    ) -> tuple[tuple[SamplePair, ...], str]:
+    ) -> tuple[tuple[SamplePair, ...], Standing]:
         """As `actune.measure.trial` times them: until a race is decided, or all pairs are there."""
         key = plan_hash(plan)
         before = self._measured_before[key] = self._measured_before.get(key, 0) + 1
         rng = self._errors.noise(key, before)
-        race = getattr(request, "race", None)
+        race = request.race
         pairs: list[SamplePair] = []
         ratios: list[float] = []
-        standing = "open"
+        standing: Standing = "open"
         while standing == "open" and len(pairs) < (request.timed_pairs if race is None else race.most_pairs):
             samples = [self._errors.sample(rng, of.step_time_s) for of in (cost, reference)]
             pairs.append(SamplePair(*samples))

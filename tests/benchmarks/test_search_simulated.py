@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from simulated_truth import Enumeration, Truth, enumerated, menus_of
 from actune.config import parse_space
 from actune.cost.solver.problem import LayerChoices, Option, Problem
 from actune.plan import NO_AC, Plan, Treatment, dump_plan
+from actune.racing import Race
 from actune.records import LoadTarget, Measurement, MeasurePlan, Outcome
 from actune.search.space import ModelSpace
 from actune.step_profile import ProfilePlan
@@ -92,6 +94,17 @@ def test_the_same_seed_measures_the_same_and_measuring_again_does_not(recording:
     assert measured(engine_of(recording, seed=1), HALF) != first
     step_time_s = time_of(HALF, STRUCTURE)
     assert all(pair.plan.step_time_s == pytest.approx(step_time_s, rel=0.06) for pair in first.pairs)
+
+
+def test_a_trial_ends_when_its_race_is_decided(recording: Any) -> None:
+    full = Plan.from_treatments(dict.fromkeys(STRUCTURE.layer_fqns, FULL))
+    race = Race(time_of(HALF, STRUCTURE) / time_of(full, STRUCTURE), 0.0, 0.014, most_pairs=10)
+    request = MeasurePlan(toml_of(full), toml_of(full), None, timed_pairs=5, race=race)
+    slower = engine_of(recording).measure(request)
+    assert (slower.lost_race, len(slower.pairs)) == (True, 3)
+    as_fast = engine_of(recording).measure(replace(request, plan_toml=toml_of(HALF)))
+    assert not as_fast.lost_race
+    assert len(as_fast.pairs) == 10
 
 
 def test_profiles_are_wrong_in_the_times_of_layers_alone(recording: Any) -> None:
