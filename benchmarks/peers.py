@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +32,7 @@ from actune.cost.outlook import Outlook
 from actune.engine import LocalEngine
 from actune.errors import ActuneError
 from actune.plan import Plan, parse_plan
-from actune.records import LoadTarget, MeasureRounds
+from actune.records import LoadTarget, MeasurePlan, MeasureRounds
 from actune.search.space import ModelSpace
 from actune.statistics import clock_of, relative_with_interval
 from actune.units import format_bytes
@@ -100,36 +98,6 @@ def search(target: str, budget: str, space: Path | None, trials: int) -> Found |
     )
 
 
-def peaks_of_steps(target: str, toml: str, steps: int) -> list[int]:
-    """The peak of each of so many steps, each on a batch of its own. Imports torch: for a process of its own."""
-    import gc
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the profiler says there that it starts and stops; errors are raised
-    from actune.measure import Workload, open_device
-
-    gc.collect()
-    gc.freeze()  # live bytes are counted over all objects that the collector knows
-    workload = Workload(target, open_device("cpu"), seed=0)
-    plan = parse_plan(toml)
-    workload.warm_up(plan)
-    workload.start_optimizer()
-    peaks_bytes = []
-    for step in range(steps):
-        workload.clear_gradients()
-        workload.fetch_batch(step)
-        with workload.under(plan), workload.device.peak_probe(workload.bookkeeping) as probe:
-            workload.train_step(step)
-        peaks_bytes.append(probe.peak_bytes)
-    return peaks_bytes
-
-
-def in_own_process(function, *arguments):
-    """So that nothing of this process is counted as the target's."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 class Contest:
     """One target: its peers' peaks, and the parts of their plans that do not depend on the budget, are found once."""
 
@@ -152,8 +120,7 @@ class Contest:
             return row | {"failed": found}
         start_s = time.perf_counter()
         peers = self.peers(space_name, space, found.budget_bytes)
-        steps_bytes = in_own_process(peaks_of_steps, self.target, toml_of(found.plan), self.arguments.steps)
-        highest_bytes = max(found.peak_bytes, *steps_bytes)
+        highest_bytes = max(found.peak_bytes, self.highest_peak_bytes(found.plan))
         fitting = [peer for peer in peers if peer.fits(found.budget_bytes)]
         of_presets = [peer.plan for peer in fitting if peer.is_preset]
         solvers = self.solvers[space_name]
@@ -190,6 +157,13 @@ class Contest:
             peers.append(memory_budget("layer", LAYER_SHARES, self.structure, budget_bytes, self.peaks))
             peers.append(memory_budget("model", MODEL_SHARES, self.structure, budget_bytes, self.peaks))
         return peers
+
+    def highest_peak_bytes(self, plan: Plan) -> int:
+        """Of so many steps, each on a batch of its own."""
+        request = MeasurePlan(toml_of(plan), None, None, timed_pairs=0, peak_steps=self.arguments.steps)
+        measured = self.engine.measure(request)
+        assert measured.peak_bytes is not None, f"the winner ran in the search, but not again: {measured.message}"
+        return measured.peak_bytes
 
     def trace(self):
         """Op traces of a layer of each class."""
