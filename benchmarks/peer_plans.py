@@ -25,7 +25,8 @@ from actune.search.space import ModelSpace
 from actune.units import format_bytes
 
 TIGHTENINGS = 6
-BISECTIONS = 7  # of AutoSAC's budget, from 40% to 160% of the peak that is to be kept: steps of 1%
+BISECTED = (0.4, 1.6)  # AutoSAC's own budget, over the peak that is to be kept
+BISECTIONS = 7  # down to 1% of that peak
 
 
 @dataclass(frozen=True)
@@ -198,19 +199,25 @@ class AutoSacPeer:
                 note = "fits at the budget itself"
             else:
                 note = f"at the budget itself its plan peaks at {format_bytes(peak_bytes)}"
-        low, high = 0.4, 1.6
+        low, high = BISECTED
         best = None
+        peaks_bytes = []
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             plan = self._statistics.plan(int(middle * budget_bytes))
             peak_bytes = None if plan is None else peaks.of(plan)[0]
+            if peak_bytes is not None:
+                peaks_bytes.append(peak_bytes)
             if plan is None or (peak_bytes is not None and peak_bytes <= budget_bytes):
                 low = middle  # it finds nothing within less than it thinks full AC needs
                 if plan is not None:
                     best = Peer(name, plan, peak_bytes, f"{note}; asked for {middle:.0%} of it")
             else:
                 high = middle
-        return best or Peer(name, None, None, f"{note}; none of its plans fits")
+        if best is not None:
+            return best
+        smallest = f", the smallest peaks at {format_bytes(min(peaks_bytes))}" if peaks_bytes else ""
+        return Peer(name, None, None, f"{note}; none of its plans fits{smallest}")
 
     def _learn(self) -> None:
         if self._statistics is not None or self._why_not:
