@@ -27,11 +27,14 @@ def median_step_time_s(samples: Sequence[StepSample]) -> float | None:
     return median(sample.step_time_s for sample in samples) if samples else None
 
 
+def pair_ratios(measurement: Measurement, clock: Clock) -> list[float]:
+    """The plan's time over the reference's, pair by pair."""
+    return [clock(pair.plan) / clock(pair.reference) for pair in measurement.pairs]
+
+
 def relative_step_time(measurement: Measurement, clock: Clock) -> float | None:
     """Median over the pairs of the plan's time over the reference's; None without pairs."""
-    if not measurement.pairs:
-        return None
-    return median(clock(pair.plan) / clock(pair.reference) for pair in measurement.pairs)
+    return median(pair_ratios(measurement, clock)) if measurement.pairs else None
 
 
 def relative_with_interval(

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
-from actune.records import Environment, GradientReport, Measurement, StepSample, TargetInfo
+from actune.records import Environment, GradientReport, Measurement, Outcome, StepSample, TargetInfo
+
+
+class StopReason(StrEnum):
+    """Why a study has no more trials."""
+
+    TOLERANCE = "tolerance"
+    """No plan is believed to beat the best by more than the tolerance."""
+    EXHAUSTED = "exhausted"
+    """Every plan that may be the best has been measured, or is predicted to be over the budget."""
+    TRIALS = "trials"
+    TIMEOUT = "timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,13 +24,15 @@ class StudySettings:
     """What a study was started with; `resume` needs nothing else.
 
     Attributes:
-        budget: as the user wrote it.
+        budget: as the user wrote it: one, or several with commas between them.
         space: the search space's name or path, for people.
         space_yaml: its text, so that a study goes on with what it was started with.
-        trials: how many plans are measured in all.
+        trials: how many plans are measured in all, at most.
         timeout_s: cap on the whole search, None for none.
         trial_timeout_s: cap on one request to a worker.
         world_size: as in LoadTarget; studies from before it have one device.
+        tolerance: the search ends when no plan is believed to be faster than the best by more than this share.
+        frontier: budgets between the smallest predicted peak and the largest budget are searched too.
     """
 
     target: str
@@ -35,6 +49,8 @@ class StudySettings:
     timed_pairs: int
     verdict_rounds: int
     world_size: int = 1
+    tolerance: float = 0.01
+    frontier: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +58,11 @@ class StudyRecord:
     """A study as the store has it.
 
     Attributes:
-        budget_bytes: the cap; None until the peak without AC is known where the budget is a share of it.
+        budget_bytes: the cap, the largest of the budgets; None until the peak without AC is known where the budget is
+            a share of it.
         reference_hash: the plan that trials are timed against; None until the first trials have run.
         created_at: ISO 8601, UTC.
+        budgets_bytes: all budgets, the largest first; None until they are known, or of a study from before them.
     """
 
     name: str
@@ -54,6 +72,7 @@ class StudyRecord:
     budget_bytes: int | None
     reference_hash: str | None
     created_at: str
+    budgets_bytes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +98,11 @@ class TrialRecord:
     started_at: str
     finished_at: str
 
+    def fits(self, budget_bytes: int) -> bool:
+        """Whether the plan ran well within the budget."""
+        peak_bytes = self.measurement.peak_bytes
+        return self.measurement.outcome is Outcome.OK and peak_bytes is not None and peak_bytes <= budget_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class VerdictEntry:
@@ -102,6 +126,40 @@ class VerdictEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Certificate:
+    """How far from the optimum the best plan may be, by the model as all trials corrected it.
+
+    Attributes:
+        bound_relative_step_time: no plan that fits is believed to be faster than this, relative to the reference.
+        possible_gain: by what share of the best plan's step time the fastest plan is faster at most, with 90%
+            confidence.
+    """
+
+    bound_relative_step_time: float
+    possible_gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetVerdict:
+    """The best plan within one budget.
+
+    Attributes:
+        best_hash: None if no plan fits or none passed the comparison of gradients.
+        best_toml: it, with provenance.
+        peak_bytes: the highest peak of the trial and of the longer run on other batches.
+        peak_steps: over how many steps that was.
+        certificate: None of a target that can't be profiled.
+    """
+
+    budget_bytes: int
+    best_hash: str | None
+    best_toml: str | None
+    peak_bytes: int | None
+    peak_steps: int
+    certificate: Certificate | None
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """How a study ended.
 
@@ -114,6 +172,8 @@ class Verdict:
         smallest_peak_bytes: the smallest peak measured, of any plan.
         smallest_peak_hash: the plan that reached it.
         trials: how many finished trials it was taken over.
+        budgets: of each budget, the largest first; its best plan is the one above. Verdicts from before it have none.
+        stopped: why there are no more trials.
     """
 
     reference_hash: str | None
@@ -124,3 +184,5 @@ class Verdict:
     smallest_peak_bytes: int | None
     smallest_peak_hash: str | None
     trials: int
+    budgets: tuple[BudgetVerdict, ...] = ()
+    stopped: StopReason | None = None

@@ -69,6 +69,18 @@ class Budget:
             )
         return cls(text.strip(), size_bytes, None)
 
+    @classmethod
+    def parse_all(cls, text: str) -> tuple[Budget, ...]:
+        """One budget, or several with commas between them; raises as `parse`, and:
+
+        Raises:
+            UsageError: one of them stands twice.
+        """
+        budgets = tuple(cls.parse(part) for part in text.split(","))
+        if len(set(budgets)) < len(budgets):
+            raise UsageError(f"budget '{text}' names one of them twice. Name each once.")
+        return budgets
+
     def resolve_bytes(self, no_ac_peak_bytes: int | None) -> int:
         """The cap in bytes.
 

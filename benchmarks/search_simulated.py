@@ -129,8 +129,8 @@ class Follower:
 class Bench:
     """A case with all that is known of it; runs studies."""
 
-    def __init__(self, case: Case, recording: Recording, database: Path) -> None:
-        self._case, self._recording, self._database = case, recording, database
+    def __init__(self, case: Case, recording: Recording, database: Path, *, by_class: bool = False) -> None:
+        self._case, self._recording, self._database, self._by_class = case, recording, database, by_class
         self.truth = Truth(recording)
         text = (HERE / "spaces" / f"{case.space}.yaml").read_text(encoding="utf-8")
         space = ModelSpace(parse_space(text, name=case.space), self.truth.structure)
@@ -145,7 +145,9 @@ class Bench:
         assert math.isclose(self.truth.of(self.optimum.plan).step_time_s, self.optimum.step_time_s, rel_tol=1e-9)
 
     def run(self, sampler: str, seed: int, trials: int) -> Run:
-        engine = SimulatedEngine(self._recording, self.truth, Errors(seed), with_save_sets=self._case.with_save_sets)
+        engine = SimulatedEngine(
+            self._recording, self.truth, Errors(seed, by_class=self._by_class), with_save_sets=self._case.with_save_sets
+        )
         settings = settings_for(
             self._case.target,
             DEVICE,
@@ -240,14 +242,16 @@ def with_entries(space_yaml: str, menus: dict[str, tuple[Treatment, ...]]) -> st
     return yaml.safe_dump(table)
 
 
-def run_case(name: str, samplers: Sequence[str], seeds: int, trials: int, plans_checked: int) -> dict[str, Any]:
+def run_case(
+    name: str, samplers: Sequence[str], seeds: int, trials: int, plans_checked: int, by_class: bool
+) -> dict[str, Any]:
     """All studies of a case."""
     case = CASES[name]
     with (
         tempfile.TemporaryDirectory() as folder,
         Recording(LoadTarget(case.target, DEVICE, seed=0)) as recording,
     ):
-        bench = Bench(case, recording, empty_database(Path(folder)))
+        bench = Bench(case, recording, empty_database(Path(folder)), by_class=by_class)
         checked = [bench.optimum.plan, *bench.enumeration.random_plans(plans_checked, seed=0)]
         row = {
             "case": name,
@@ -312,7 +316,7 @@ def nearest_rank(ordered: Sequence[int], share: float) -> int:
 @contextmanager
 def finished_cases(arguments: argparse.Namespace) -> Iterator[Iterator[dict[str, Any]]]:
     """The cases' rows as they come."""
-    each = (arguments.samplers, arguments.seeds, arguments.trials, arguments.plans_checked)
+    each = (arguments.samplers, arguments.seeds, arguments.trials, arguments.plans_checked, arguments.by_class)
     with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(run_case, name, *each) for name in arguments.cases]
         yield (future.result() for future in as_completed(futures))
@@ -350,6 +354,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--by-class", action="store_true", help="a policy is off by another share at each layer class")
     parser.add_argument("--fast", action="store_true", help="two cases, three seeds, the first sampler and the last")
     parser.add_argument("--overhead", action="store_true", help="instead: one-second trials, and a proposal's time")
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")

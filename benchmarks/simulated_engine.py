@@ -44,7 +44,8 @@ class Errors:
 
     Attributes:
         seed: of all that is drawn.
-        of_policy: a policy's time at a layer class is off by up to this share, evenly drawn.
+        of_policy: a policy's time is off by up to this share, evenly drawn.
+        by_class: draw that anew for each layer class.
         of_treatment: a treatment's time is off by up to this share beyond that.
         of_step: standard deviation of a step's time, in log.
     """
@@ -53,10 +54,11 @@ class Errors:
     of_policy: float = 0.3
     of_treatment: float = 0.05
     of_step: float = 0.01
+    by_class: bool = False
 
     def factor(self, class_name: str, treatment: Treatment) -> float:
         """What the profile multiplies the treatment's time at layers of the class by."""
-        policy = random.Random(f"{self.seed} {class_name} {treatment.policy}")
+        policy = random.Random(f"{self.seed} {class_name if self.by_class else ''} {treatment.policy}")
         label = random.Random(f"{self.seed} {treatment.label()}")
         return (1 + policy.uniform(-self.of_policy, self.of_policy)) * (
             1 + label.uniform(-self.of_treatment, self.of_treatment)
@@ -211,7 +213,9 @@ class SimulatedEngine:
         pairs: list[SamplePair] = []
         ratios: list[float] = []
         standing: Standing = "open"
-        while standing == "open" and len(pairs) < (request.timed_pairs if race is None else race.most_pairs):
+        while standing != "slower" and len(pairs) < (
+            request.timed_pairs if race is None or standing == "faster" else race.most_pairs
+        ):
             samples = [self._errors.sample(rng, of.step_time_s) for of in (cost, reference)]
             pairs.append(SamplePair(*samples))
             ratios.append(samples[0].step_time_s / samples[1].step_time_s)

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from actune.cost.lessons import Run
 from actune.cost.model import CostModel, Prediction
-from actune.cost.profile import CostProfile, UnknownTreatmentError
+from actune.cost.profile import CostProfile, RefusedTreatmentError, UnknownTreatmentError
 from actune.cost.reserve import reserved_peak
 from actune.cost.stack import Menus, Stack, stack_of
 from actune.cost.survey import begin_survey, extend_survey
+from actune.cost.time_parts import TimePart, time_parts
 from actune.errors import PlanError
 from actune.plan import CompileMode, Plan, Treatment, dump_plan, plan_hash
 from actune.records import ModelStructure
@@ -93,12 +94,26 @@ class Outlook:
     def known(self, plan: Plan) -> Prediction | None:
         """The prediction of a plan if it can be made from what was profiled so far."""
         calibrated = self._calibrated.get(plan_hash(plan))
-        model = self._models.get(plan.compile)
-        if calibrated is not None or model is None:
+        if calibrated is not None or plan.compile == "model":
             return calibrated
+        return self.composed(plan)
+
+    def composed(self, plan: Plan) -> Prediction | None:
+        """What the layers' profiles come to, if they are known: only roughly right where the model is one graph."""
+        model = self._models.get(plan.compile)
+        if model is None:
+            return None
         try:
             return model.predict(plan, self._structure.layer_fqns)
         except UnknownTreatmentError:
+            return None
+
+    def time_parts(self, plan: Plan) -> dict[TimePart, float] | None:
+        """What a plan's step time is made of; None where that is not known from what was profiled so far."""
+        model = self._models.get(plan.compile)
+        try:
+            return None if model is None else time_parts(model, plan.resolve(self._structure.layer_fqns))
+        except (UnknownTreatmentError, RefusedTreatmentError):
             return None
 
     def calibrate(self, plan: Plan) -> Prediction:

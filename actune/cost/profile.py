@@ -21,6 +21,13 @@ class UnknownTreatmentError(CostError):
         self.treatment = treatment
 
 
+class RefusedTreatmentError(CostError):
+    """A treatment was refused at a layer, so it costs nothing that could be told."""
+
+    def __init__(self, layer_fqn: str, treatment: Treatment) -> None:
+        super().__init__(f"'{treatment.label()}' was refused at {layer_fqn}. Choose another treatment there.")
+
+
 class CallCost(NamedTuple):
     """What one call of a layer costs under a treatment. Freeing the call's inputs is in none of the slots.
 

@@ -10,6 +10,7 @@ from actune.cost.lifetimes import SharedTensor
 from actune.cost.model import CostModel, Frame, Prediction
 from actune.cost.profile import CallCost, CostProfile, LayerCost
 from actune.cost.solver.problem import LayerChoices, Option, Problem
+from actune.cost.time_parts import outside_s
 from actune.errors import CostError
 from actune.plan import Plan, Treatment
 
@@ -88,7 +89,7 @@ def stack_of(model: CostModel, menus: Menus) -> Stack:
     problem = Problem(
         layers=tuple(layers),
         floor_bytes=max(_Levels(model, model.first).floor_bytes, levels.floor_bytes),
-        base_time_s=sum(s.step_time_s for s in profile.steady.slots if s.kind in ("outer", "optimizer")),
+        base_time_s=outside_s(model),
     )
     return Stack(model, tuple(calls), {fqn: tuple(of_layer) for fqn, of_layer in costs.items()}, problem)
 

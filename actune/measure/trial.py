@@ -109,7 +109,10 @@ def _timed_pairs(
     pairs: list[SamplePair] = []
     ratios: list[float] = []
     standing: Standing = "open"
-    while standing == "open" and len(pairs) < (request.timed_pairs if race is None else race.most_pairs):
+    # One that is faster is the next best: what others are measured by gets no fewer pairs than they do.
+    while standing != "slower" and len(pairs) < (
+        request.timed_pairs if race is None or standing == "faster" else race.most_pairs
+    ):
         step = warm_up_step + 1 + len(pairs)
         workload.fetch_batch(step)
         samples = {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +101,19 @@ def load_plan(path: str | Path) -> Plan:
 
 def dump_plan(plan: Plan, *, with_provenance: bool = True) -> str:
     """The canonical TOML of a plan: every knob that its policies take is written, so no later default changes it."""
-    document: dict[str, Any] = {"schema": 1, "compile": plan.compile}
-    if with_provenance and plan.provenance:
-        document["provenance"] = dict(plan.provenance)
-    return tomldoc.write(document, tables={"rule": [_rule_table(rule) for rule in plan.rules]})
+    return _text(plan.rules, plan.compile, plan.provenance if with_provenance else {})
+
+
+def _text(rules: tuple[Rule, ...], compile: CompileMode, provenance: Mapping[str, Any]) -> str:
+    document: dict[str, Any] = {"schema": 1, "compile": compile}
+    if provenance:
+        document["provenance"] = dict(provenance)
+    return tomldoc.write(document, tables={"rule": [_rule_table(rule) for rule in rules]})
+
+
+@lru_cache(maxsize=4096)  # a search asks for the hashes of the same plans again and again
+def _hash(plan: Plan) -> str:
+    return hashlib.sha256(_text(plan.rules, plan.compile, {}).encode()).hexdigest()[:16]
 
 
 def _rule_table(rule: Rule) -> dict[str, Any]:
@@ -126,4 +137,4 @@ def plan_hash(plan: Plan) -> str:
 
     Plans that do the same to a model have one hash once they are canonical for it (`Plan.canonical_for`).
     """
-    return hashlib.sha256(dump_plan(plan, with_provenance=False).encode()).hexdigest()[:16]
+    return _hash(plan)

@@ -1,7 +1,7 @@
 """The search: proposes plans, has them measured, and decides which is best."""
 
 from actune.search.coordinator import run_search
+from actune.search.proposers import SAMPLERS, check_sampler
 from actune.search.reporter import Progress, Reporter, SilentReporter
-from actune.search.study import SAMPLERS, check_sampler
 
 __all__ = ["SAMPLERS", "Progress", "Reporter", "SilentReporter", "check_sampler", "run_search"]

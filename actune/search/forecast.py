@@ -22,6 +22,7 @@ from actune.units import format_bytes
 DERIVED_SETS = 6
 FRONTIER_POINTS = 200
 CALIBRATIONS = 5
+WHOLE_MODEL: CompileMode = "model"
 
 
 class Forecast:
@@ -38,6 +39,7 @@ class Forecast:
         self._space = space
         self.outlook = Outlook(structure, engine.profile)
         self.left_out: dict[CompileMode, str] = {}
+        self._stacks_of: dict[CompileMode, Stack] = {}
         self._derived: Mapping[str, Sequence[Treatment]] | None = None
 
     def predict(self, plan: Plan) -> Prediction:
@@ -47,6 +49,24 @@ class Forecast:
     def known(self, plan: Plan) -> Prediction | None:
         """The prediction of a plan if it can be made from what was profiled so far."""
         return self.outlook.known(plan)
+
+    def composed_peak_bytes(self, plan: Plan) -> int | None:
+        """The peak that its layers' profile gives a plan, also where that is not sure enough for a prediction."""
+        prediction = self.outlook.composed(plan)
+        return None if prediction is None else prediction.peak_bytes
+
+    def stacks_to_search(self) -> tuple[Stack, ...]:
+        """What a search may solve, one for each compile mode: also the one whose peaks are known only roughly.
+
+        Raises as `Outlook.learn`.
+        """
+        stacks = self._stacks()
+        if WHOLE_MODEL in self._space.compile_modes:
+            try:
+                stacks.append(self._stack(WHOLE_MODEL))
+            except (PlanError, CostError) as error:
+                self.left_out[WHOLE_MODEL] = str(error)
+        return tuple(stacks)
 
     def frontier(self, *, points: int = FRONTIER_POINTS) -> tuple[PredictedPlan, ...]:
         """Plans that no other of the space is predicted to beat in both peak and step time, from the smallest peak.
@@ -106,10 +126,8 @@ class Forecast:
         """
         stacks = []
         for mode in self._space.compile_modes:
-            if mode == "model":
-                self.left_out[mode] = (
-                    "one graph for all layers is no sum of layers; such plans are predicted one by one"
-                )
+            if mode == WHOLE_MODEL:
+                self.left_out[mode] = "one graph for all layers is only roughly the sum of its layers"
                 continue
             try:
                 stacks.append(self._stack(mode))
@@ -120,12 +138,19 @@ class Forecast:
         return stacks
 
     def _stack(self, mode: CompileMode) -> Stack:
+        if mode not in self._stacks_of:
+            self._stacks_of[mode] = self.outlook.stack(mode, self._menus(mode))
+        return self._stacks_of[mode]
+
+    def _menus(self, mode: CompileMode) -> dict[str, tuple[Treatment, ...]]:
         menus = {
             fqn: tuple(group.menu_under(mode).values()) for group in self._space.groups for fqn in group.layer_fqns
         }
         if mode == "off":
             menus = {fqn: tuple(dict.fromkeys((*menu, *self._derived_of(fqn)))) for fqn, menu in menus.items()}
-        return self.outlook.stack(mode, menus)
+        if mode == WHOLE_MODEL:  # where a memory budget is the graph's, not a layer's
+            menus = {fqn: tuple(t for t in menu if t.policy != "memory_budget") for fqn, menu in menus.items()}
+        return menus
 
     def _derived_of(self, layer_fqn: str) -> Sequence[Treatment]:
         """The save sets that the layer's op trace gives, beside those that the space names."""

@@ -1,13 +1,15 @@
 """A search space made for a model: parameters for Optuna on one side, per-layer plans on the other.
 
 Layers are grouped by class; each group is cut into contiguous segments, and each segment gets one treatment of the
-group's menu. So the number of parameters depends on the classes and segments, not on the layers.
+group's menu. So the number of parameters depends on the classes and segments, not on the layers. Of a target whose
+costs can be predicted, better spaces are at hand (`actune.search.latent`); one category per layer is here to compare.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -18,15 +20,7 @@ from actune.plan import NO_AC, WHOLE_LAYER, CompileMode, Plan, Treatment, compre
 from actune.plan.patterns import LayerPattern
 from actune.plan.presets import preset_plan
 from actune.records import LayerClass, ModelStructure
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One parameter: a category by its label, or a position from 0 to `high`."""
-
-    name: str
-    labels: tuple[str, ...] | None = None
-    high: int | None = None
+from actune.search.choice import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +56,7 @@ class ModelSpace:
         self._structure = structure
         self.compile_modes = space.compile_modes
         self.segments = space.segments
+        self._is_per_layer = False
         self.presets = {name: preset_plan(name, structure) for name in space.presets}
         self.groups = _groups(space, structure)
         for group in self.groups:
@@ -72,6 +67,20 @@ class ModelSpace:
                         f"compile = {mode}, only {', '.join(group.menu)}. Give it an entry such as `policy: none`, or "
                         "leave that mode out."
                     )
+
+    def memory_budget_plans(self) -> tuple[Plan, ...]:
+        """Plans that give the whole model, as one graph, one of the menu's memory budgets: few, and each its own."""
+        if "model" not in self.compile_modes:
+            return ()
+        budgets = {t: None for group in self.groups for t in group.menu.values() if t.policy == "memory_budget"}
+        fqns = self._structure.layer_fqns
+        return tuple(Plan.from_treatments(dict.fromkeys(fqns, treatment), compile="model") for treatment in budgets)
+
+    def per_layer(self) -> ModelSpace:
+        """The same space with a parameter for each layer in place of segments."""
+        space = copy(self)
+        space._is_per_layer = True
+        return space
 
     def choices(self, values: Mapping[str, Any]) -> list[Choice]:
         """The parameters, given the values chosen so far: the menus depend on `compile`."""
@@ -84,21 +93,23 @@ class ModelSpace:
         for group in self.groups:
             menu = group.menu_under(mode)
             count = self._segments_of(group)
-            for cut in range(1, count):
+            for cut in range(1, 1 if self._is_per_layer else count):
                 choices.append(Choice(f"{group.name}.cut{cut}", high=len(group.layer_fqns)))
             for segment in range(1, count + 1):
                 choices.append(Choice(self._segment_name(group, segment, mode), labels=tuple(menu)))
         return choices
 
-    def decode(self, values: Mapping[str, Any]) -> Plan:
+    def decode(self, values: Mapping[str, Any], number: int = 0) -> Plan:
         """The plan that the parameters stand for, in its canonical form."""
         mode = self._mode(values)
         treatments: dict[str, Treatment] = {}
         for group in self.groups:
             menu = group.menu_under(mode)
             count, layers = self._segments_of(group), len(group.layer_fqns)
-            cuts = sorted(int(values[f"{group.name}.cut{cut}"]) for cut in range(1, count))
-            bounds = [0, *cuts, layers]
+            if self._is_per_layer:
+                bounds = [*range(layers + 1)]
+            else:
+                bounds = [0, *sorted(int(values[f"{group.name}.cut{cut}"]) for cut in range(1, count)), layers]
             for segment in range(1, count + 1):
                 treatment = menu[values[self._segment_name(group, segment, mode)]]
                 for fqn in group.layer_fqns[bounds[segment - 1] : bounds[segment]]:
@@ -115,6 +126,8 @@ class ModelSpace:
         for group in self.groups:
             menu = group.menu_under(plan.compile)
             runs = [(t, len(list(run))) for t, run in groupby(treatments[fqn] for fqn in group.layer_fqns)]
+            if self._is_per_layer:
+                runs = [(treatments[fqn], 1) for fqn in group.layer_fqns]
             count = self._segments_of(group)
             if len(runs) > count or any(treatment.label() not in menu for treatment, _ in runs):
                 return None
@@ -123,7 +136,7 @@ class ModelSpace:
             for segment, (treatment, length) in enumerate(runs, start=1):
                 position += length
                 values[self._segment_name(group, segment, plan.compile)] = treatment.label()
-                if segment < count:
+                if segment < count and not self._is_per_layer:
                     values[f"{group.name}.cut{segment}"] = position
         return values
 
@@ -144,7 +157,7 @@ class ModelSpace:
         return mode
 
     def _segments_of(self, group: LayerGroup) -> int:
-        return min(self.segments, len(group.layer_fqns))
+        return len(group.layer_fqns) if self._is_per_layer else min(self.segments, len(group.layer_fqns))
 
     def _segment_name(self, group: LayerGroup, segment: int, mode: CompileMode) -> str:
         """Optuna wants a parameter's categories the same in every trial, so modes with other menus get a suffix."""

@@ -1,54 +1,36 @@
-"""The Optuna study: ask, tell, and what a coordinator that died left behind. The one home of optuna.
+"""The Optuna study: ask, tell, and what a coordinator that died left behind.
 
-A preset that lies in the space is enqueued with its parameters, so that the sampler learns from it; one that does not
-(full on every Nth layer) is a trial without parameters.
+Plans that are given, such as presets, are enqueued. One that has parameters in the space that is sampled is a trial
+with these, so that the sampler learns from it; any other is a trial without.
 """
 
 from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from actune.errors import UsageError
 from actune.plan import Plan, dump_plan, parse_plan
 from actune.records import Measurement, Outcome
+from actune.search.proposers import PlanSource, make_sampler, suggest
 from actune.search.space import ModelSpace
 from actune.store import Store
 from actune.store.failures import storage_errors
 from actune.store.location import parse_location
 from actune.store.lock import setup_lock
 
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    # group: parameters that not every trial has, as those of a compile mode, are sampled jointly all the same. Without
-    # it one trial without parameters (a preset outside of the space) leaves each parameter to be sampled on its own.
-    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
-    "random": lambda seed: RandomSampler(seed=seed),
-}
 PEAK_CONSTRAINT = "peak_over_budget"
 """The share by which the peak is over the budget; feasible at 0 and below."""
 
 _PRESET, _ATTEMPT, _DUPLICATE_OF, _PLAN = "actune:preset", "actune:attempt", "actune:duplicate_of", "actune:plan"
 MAX_ATTEMPTS = 3
-
-
-def check_sampler(name: str) -> str:
-    """The name, if there is such a sampler.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name not in SAMPLERS:
-        raise UsageError(f"sampler '{name}' is not known. Expected one of: {', '.join(SAMPLERS)}.")
-    return name
 
 
 @contextmanager
@@ -80,57 +62,86 @@ class PlanStudy:
     """Optuna's study of a name, which proposes plans and learns their outcomes."""
 
     def __init__(
-        self, store: Store, name: str, space: ModelSpace, *, sampler: str, seed: int, first: Sequence[Plan] = ()
+        self,
+        store: Store,
+        name: str,
+        space: ModelSpace,
+        *,
+        sampler: str,
+        seed: int,
+        source: PlanSource | None = None,
+        objectives: int = 1,
     ) -> None:
-        """Opens the study, or creates it with plans in its queue.
+        """Opens the study, or creates it.
 
         Args:
             store: an open store.
             name: the study's.
-            space: what the sampler chooses from. Its first preset is the first in the queue, the others are the last.
+            space: has the presets.
             sampler: one of SAMPLERS.
             seed: of the sampler.
-            first: plans that come before the other presets.
+            source: what is sampled; the space without it.
+            objectives: 1 minimizes step time, 2 step time and peak.
 
         Raises:
             StorageError: the database can't be used.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
+        self._source = source or space
+        self._objectives = objectives
         with setup_lock(store.url), storage_errors(parse_location(store.url)):
             self._storage = optuna.storages.RDBStorage(store.url, engine_kwargs=store.optuna_engine_kwargs)
             self._study = optuna.create_study(
-                storage=self._storage, study_name=name, direction="minimize", load_if_exists=True
+                storage=self._storage, study_name=name, directions=["minimize"] * objectives, load_if_exists=True
             )
         trials = self._study.get_trials(deepcopy=False)
         # A sampler that starts anew with the same seed would propose the first trials again.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            self._study.sampler = SAMPLERS[sampler](seed + len(trials))
+        self._study.sampler = make_sampler(sampler, seed + len(trials))
         self._rng = random.Random(seed + len(trials))
-        # One by one: a coordinator may have died before it had enqueued them all.
-        known = {trial.user_attrs.get(_PRESET) for trial in trials}
-        queued = {trial.user_attrs.get(_PLAN) for trial in trials}
-        presets = [
-            (space.encode(plan) or {}, {_PRESET: preset})
-            for preset, plan in space.presets.items()
-            if preset not in known
-        ]
-        tomls = [dump_plan(plan, with_provenance=False) for plan in first]
-        others: list[tuple[dict[str, Any], dict[str, Any]]] = [
-            ({}, {_PLAN: toml}) for toml in tomls if toml not in queued
-        ]
-        leading = 1 if len(presets) == len(space.presets) else 0
-        for values, user_attrs in (*presets[:leading], *others, *presets[leading:]):
-            self._enqueue(values, user_attrs)
+        # Optuna reads the whole study where it is asked for a trial by its number; what this process knows it keeps.
+        self._waiting = sum(trial.state is TrialState.WAITING for trial in trials)
+        self._asked: dict[int, optuna.Trial] = {}
+        self._constrained: set[int] = {trial.number for trial in trials if PEAK_CONSTRAINT in trial.constraints}
+        self._queued_presets = {trial.user_attrs[_PRESET] for trial in trials if _PRESET in trial.user_attrs}
+        self._queued_plans = {trial.user_attrs[_PLAN] for trial in trials if _PLAN in trial.user_attrs}
 
     def close(self) -> None:
         """Closes Optuna's connections to the database."""
         self._storage.remove_session()
         self._storage.engine.dispose()
 
+    def has_preset(self, name: str) -> bool:
+        """Whether a preset was enqueued: a coordinator may have died before it had them all."""
+        return name in self._queued_presets
+
+    def queue_preset(self, name: str) -> None:
+        """Enqueues a preset of the space, unless it was."""
+        if not self.has_preset(name):
+            self._queued_presets.add(name)
+            self._enqueue(self._source.encode(self._space.presets[name]) or {}, {_PRESET: name})
+
+    def queue_plan(self, plan: Plan, *, preset: str | None = None, values: Mapping[str, Any] | None = None) -> None:
+        """Enqueues a plan, unless it was, or a preset of that name.
+
+        Args:
+            plan: any.
+            preset: a name for it, which makes it a preset.
+            values: its parameters, for the sampler to learn from.
+        """
+        toml = dump_plan(plan, with_provenance=False)
+        if toml in self._queued_plans if preset is None else self.has_preset(preset):
+            return
+        self._queued_plans.add(toml)
+        attrs = {_PLAN: toml}
+        if preset is not None:
+            self._queued_presets.add(preset)
+            attrs[_PRESET] = preset
+        self._enqueue(dict(values or {}), attrs)
+
     def _enqueue(self, values: dict[str, Any], user_attrs: dict[str, Any]) -> None:
         self._study.enqueue_trial(values, user_attrs=user_attrs)
+        self._waiting += 1
 
     def running_numbers(self) -> list[int]:
         """Trials that say they run. When a coordinator starts, their own is dead."""
@@ -141,7 +152,7 @@ class PlanStudy:
 
     def has_queued(self) -> bool:
         """Whether enqueued trials wait: presets, or interrupted trials."""
-        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        return self._waiting > 0
 
     def requeue(self, number: int) -> bool:
         """Closes a dead trial and puts its plan into the queue again, twice at most. Whether it was."""
@@ -161,46 +172,46 @@ class PlanStudy:
         self._study.tell(number, state=TrialState.FAIL)
 
     def ask(self) -> Proposal:
-        """The next plan: from the queue first, then from the sampler."""
+        """The next plan: from the queue first, then from the source."""
         trial = self._study.ask()
-        preset = trial.user_attrs.get(_PRESET)
-        if _PLAN in trial.user_attrs:
-            plan = parse_plan(trial.user_attrs[_PLAN])
-        elif preset is not None and preset in self._space.presets:
-            plan = self._space.presets[preset]
-            # Fixed by the queue: asking for them makes them parameters that the sampler learns from.
-            if self._space.encode(plan) is not None:
-                self._suggest(trial)
-        else:
-            plan = self._space.decode(self._suggest(trial))
-        is_given = _PLAN in trial.user_attrs
-        return Proposal(trial.number, plan, preset, int(trial.user_attrs.get(_ATTEMPT, 1)), is_given)
+        is_queued, self._waiting = self._waiting > 0, max(0, self._waiting - 1)
+        self._asked[trial.number] = trial
+        attrs = trial.user_attrs
+        preset = attrs.get(_PRESET)
+        is_given = _PLAN in attrs
+        plan = parse_plan(attrs[_PLAN]) if is_given else self._space.presets.get(preset or "")
+        values: dict[str, Any] = {}
+        # Fixed by the queue: asking for them makes them parameters that the sampler learns from.
+        if plan is None or (is_queued and self._trial(trial.number).system_attrs.get("fixed_params")):
+            values = self._suggest(trial)
+        if plan is None:
+            plan = self._source.decode(values, trial.number)
+            # Should the trial be interrupted, its parameters may come to stand for another plan.
+            trial.set_user_attr(_PLAN, dump_plan(plan, with_provenance=False))
+        return Proposal(trial.number, plan, preset, int(attrs.get(_ATTEMPT, 1)), is_given)
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         values: dict[str, Any] = {}
         while True:
-            missing = [choice for choice in self._space.choices(values) if choice.name not in values]
+            missing = [choice for choice in self._source.choices(values) if choice.name not in values]
             if not missing:
                 return values
             for choice in missing:
-                if choice.labels is not None:
-                    values[choice.name] = trial.suggest_categorical(choice.name, choice.labels)
-                else:
-                    values[choice.name] = trial.suggest_int(choice.name, 0, choice.high or 0)
+                values[choice.name] = suggest(trial, choice)
 
     def prune(self, number: int, excess: float) -> None:
         """Tells Optuna that a plan was not run since it is predicted to be over the budget, by that share of it."""
-        trial = optuna.Trial(self._study, self._trial(number)._trial_id)
+        trial = self._asked.pop(number)
         trial.set_user_attr("feasible", False)
-        _constrain(trial, excess)
-        self._study.tell(number, state=TrialState.PRUNED)
+        self._constrain(trial, excess)
+        self._study.tell(trial, state=TrialState.PRUNED)
 
     def enqueue_unseen(self, is_seen: Callable[[Plan], bool], *, tries: int) -> bool:
         """Puts a random plan that has not been seen into the queue; False if `tries` draws found none."""
         for _ in range(tries):
-            values = self._space.random_values(self._rng)
-            if not is_seen(self._space.decode(values)):
-                self._enqueue(values, {})
+            plan = self._space.decode(self._space.random_values(self._rng))
+            if not is_seen(plan):
+                self.queue_plan(plan, values=self._source.encode(plan))
                 return True
         return False
 
@@ -218,30 +229,37 @@ class PlanStudy:
         A plan that fits is a value; one over the budget or out of memory is PRUNED with its constraint, from which the
         sampler learns; a crash, a hang or an error is FAIL.
         """
-        frozen = self._trial(number)
-        if frozen.state.is_finished():
-            return
-        trial = optuna.Trial(self._study, frozen._trial_id)
+        trial = self._asked.get(number)
+        if trial is None:
+            frozen = self._trial(number)
+            if frozen.state.is_finished():
+                return
+            trial = optuna.Trial(self._study, frozen._trial_id)
         excess = _excess(measurement, budget_bytes)
         trial.set_user_attr("feasible", excess is not None and excess <= 0)
         trial.set_user_attr("peak_bytes", measurement.peak_bytes)
         if duplicate_of is not None:
             trial.set_user_attr(_DUPLICATE_OF, duplicate_of)
         if excess is None:
-            self._study.tell(number, state=TrialState.FAIL)
+            self._study.tell(trial, state=TrialState.FAIL)
+            self._asked.pop(number, None)
             return
-        if PEAK_CONSTRAINT not in frozen.constraints:  # which can be set once only
-            _constrain(trial, excess)
+        self._constrain(trial, excess)
         if excess <= 0 and relative_step_time is not None:
-            self._study.tell(number, relative_step_time)
+            assert measurement.peak_bytes is not None, "a plan that fits has a peak"
+            values = [relative_step_time, measurement.peak_bytes / budget_bytes]
+            self._study.tell(trial, values[: self._objectives])
         else:
-            self._study.tell(number, state=TrialState.PRUNED)
+            self._study.tell(trial, state=TrialState.PRUNED)
+        self._asked.pop(number, None)
 
-
-def _constrain(trial: optuna.Trial, excess: float) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        trial.set_constraint(PEAK_CONSTRAINT, excess)
+    def _constrain(self, trial: optuna.Trial, excess: float) -> None:
+        """Once: Optuna refuses a second time, as after a telling that was cut short."""
+        if trial.number not in self._constrained:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                trial.set_constraint(PEAK_CONSTRAINT, excess)
+            self._constrained.add(trial.number)
 
 
 def _excess(measurement: Measurement, budget_bytes: int) -> float | None:

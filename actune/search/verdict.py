@@ -1,8 +1,8 @@
-"""The end of a study: the best plans and the presets side by side, and the winner's gradients checked."""
+"""The end of a study: the best plans and the presets side by side, and the winner put to the test."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,177 +11,232 @@ from actune.engine import Engine
 from actune.errors import TargetError
 from actune.plan import Plan, dump_plan, parse_plan, plan_hash
 from actune.predictions import PredictionRecord
-from actune.records import CompareGradients, GradientReport, MeasurePlan, MeasureRounds, Outcome
+from actune.records import CompareGradients, GradientReport, Measurement, MeasurePlan, MeasureRounds, Outcome
+from actune.search.agenda import Agenda
+from actune.search.ledger import Ledger
+from actune.search.reporter import Reporter
 from actune.statistics import clock_of, median_step_time_s, relative_with_interval
-from actune.study_records import StudyRecord, TrialRecord, Verdict, VerdictEntry
+from actune.study_records import (
+    BudgetVerdict,
+    Certificate,
+    StopReason,
+    StudyRecord,
+    TrialRecord,
+    Verdict,
+    VerdictEntry,
+)
+from actune.units import format_bytes
 
 CANDIDATES = 3
+"""How many of the fastest plans within a budget are compared; of several budgets' fewer each."""
+CANDIDATES_OF_MANY = 2
+ENDURANCE_STEPS = 8
+"""Over so many steps, each on a batch of its own, the best plan's peak is taken before it is called the best: where
+what a step holds depends on its data, one that is just within the budget may be over it on another batch."""
 
 
-def decide(
-    study: StudyRecord,
-    trials: list[TrialRecord],
-    relative_step_times: Mapping[int, float],
-    engine: Engine,
-    *,
-    no_ac_runs: bool,
-    predictions: Mapping[str, PredictionRecord],
-) -> Verdict:
-    """Measures the best three plans that fit and the presets again, in interleaved rounds, and picks the winner.
+class Judge:
+    """Decides which of a study's trials is the best."""
 
-    The fastest one is compared with the run without AC (with the reference plan where that does not run): loss and
-    every gradient. If it fails, the next fastest is compared. A plan that fails is never the best. On a simulated
-    device nothing can be compared, and the fastest is the best.
+    def __init__(
+        self,
+        study: StudyRecord,
+        ledger: Ledger,
+        agenda: Agenda,
+        engine: Engine,
+        reporter: Reporter,
+        predictions: Iterable[PredictionRecord],
+    ) -> None:
+        """Measures nothing yet.
 
-    Args:
-        study: its record.
-        trials: of the study, finished.
-        relative_step_times: of those that were timed, by number.
-        engine: measures.
-        no_ac_runs: whether the target runs without AC.
-        predictions: by plan hash, for the best plan's provenance.
+        Args:
+            study: its record.
+            ledger: its finished trials.
+            agenda: knows what could still be found.
+            engine: measures.
+            reporter: hears of plans that fail the last tests.
+            predictions: of the study.
+        """
+        assert study.budgets_bytes, "budgets are known before the first trial"
+        self._study = study
+        self._budgets_bytes = study.budgets_bytes
+        self._ledger = ledger
+        self._agenda = agenda
+        self._engine = engine
+        self._reporter = reporter
+        self._predictions = {record.plan_hash: record for record in predictions}
+        self._named = {record.plan_hash for record in self._predictions.values() if record.preset is not None}
+        self._trials = {trial.number: trial for trial in ledger.trials}
+        self._gradients: dict[str, GradientReport] = {}
+        self._endurance: dict[str, Measurement] = {}
 
-    Raises:
-        TargetError: the final comparison itself crashed or hung.
-    """
-    assert study.budget_bytes is not None
-    fitting = sorted(
-        (t for t in trials if t.number in relative_step_times and fits(t, study.budget_bytes)),
-        key=lambda trial: relative_step_times[trial.number],
-    )
-    entries = _compare(study, trials, fitting, engine)
-    smallest_peak_bytes, smallest_hash = _smallest_peak(trials, engine, study.budget_bytes)
-    gradients: list[tuple[str, GradientReport]] = []
-    best = None
-    by_number = {trial.number: trial for trial in trials}
-    for entry in sorted(entries, key=lambda entry: entry.relative_step_time):
-        trial = by_number[entry.number]
-        if not fits(trial, study.budget_bytes):
-            continue
-        report = _check_gradients(study, trials, trial, engine, no_ac_runs=no_ac_runs)
-        gradients.append((trial.plan_hash, report))
-        if report.equal or not report.compared:
-            best = trial
-            break
-    return Verdict(
-        reference_hash=study.reference_hash,
-        entries=tuple(entries),
-        best_hash=best.plan_hash if best else None,
-        best_toml=_with_provenance(study, best, entries, predictions) if best else None,
-        gradients=tuple(gradients),
-        smallest_peak_bytes=smallest_peak_bytes,
-        smallest_peak_hash=smallest_hash,
-        trials=len(trials),
-    )
+    def decide(self, *, no_ac_runs: bool, stopped: StopReason) -> Verdict:
+        """Measures the best plans that fit and the presets again, in interleaved rounds, and picks the winner.
 
+        The fastest one is run for more steps on other batches, and compared with the run without AC (with the reference
+        plan where that does not run): loss and every gradient. If it fails, the next fastest is put to the test. A plan
+        that fails is never the best. On a simulated device nothing can be compared, and the fastest is the best.
 
-def _smallest_peak(trials: list[TrialRecord], engine: Engine, budget_bytes: int) -> tuple[int | None, str | None]:
-    """The smallest peak that a plan of the study reaches, and the plan.
+        Args:
+            no_ac_runs: whether the target runs without AC.
+            stopped: why there are no more trials.
 
-    A trial over the budget stops after its first step, where the optimizer has no state yet: its peak is a lower bound.
-    Where nothing fits, the most promising plans are run to their end.
-    """
-    peaks: dict[str, int] = {}
-    promising: list[tuple[int, TrialRecord]] = []
-    for trial in trials:
+        Raises:
+            TargetError: the final comparison itself crashed or hung.
+        """
+        entries = self._compare()
+        smallest_peak_bytes, smallest_hash = self._smallest_peak()
+        by_time = sorted(entries, key=lambda entry: entry.relative_step_time)
+        budgets = tuple(
+            self._decide_within(budget_bytes, by_time, no_ac_runs=no_ac_runs) for budget_bytes in self._budgets_bytes
+        )
+        return Verdict(
+            reference_hash=self._study.reference_hash,
+            entries=tuple(entries),
+            best_hash=budgets[0].best_hash,
+            best_toml=budgets[0].best_toml,
+            gradients=tuple(self._gradients.items()),
+            smallest_peak_bytes=smallest_peak_bytes,
+            smallest_peak_hash=smallest_hash,
+            trials=len(self._trials),
+            budgets=budgets,
+            stopped=stopped,
+        )
+
+    def _decide_within(self, budget_bytes: int, by_time: list[VerdictEntry], *, no_ac_runs: bool) -> BudgetVerdict:
+        bound = self._agenda.bound(budget_bytes)
+        certificate = None if bound is None else Certificate(bound.relative_step_time, bound.possible_gain)
+        for entry in by_time:
+            trial = self._trials[entry.number]
+            if not trial.fits(budget_bytes):
+                continue
+            peak_bytes = self._peak_over_many_steps(trial, budget_bytes)
+            if peak_bytes is None:
+                continue
+            report = self._compare_gradients(trial, no_ac_runs=no_ac_runs)
+            if report.equal or not report.compared:
+                toml = self._with_provenance(trial, entry, budget_bytes, peak_bytes)
+                return BudgetVerdict(budget_bytes, trial.plan_hash, toml, peak_bytes, ENDURANCE_STEPS, certificate)
+        return BudgetVerdict(budget_bytes, None, None, None, ENDURANCE_STEPS, certificate)
+
+    def _compare(self) -> list[VerdictEntry]:
+        cap_bytes = self._budgets_bytes[0]
+        reference = next((t for t in self._trials.values() if t.plan_hash == self._study.reference_hash), None)
+        if reference is None:
+            return []
+        count = CANDIDATES if len(self._budgets_bytes) == 1 else CANDIDATES_OF_MANY
+        best = [t for budget_bytes in self._budgets_bytes for t in self._ledger.fitting(budget_bytes)[:count]]
+        peers = [t for t in self._trials.values() if t.preset is not None or t.plan_hash in self._named]
+        compared = list({t.plan_hash: t for t in [reference, *best, *filter(self._can_run, peers)]}.values())
+        try:
+            samples = self._rounds(compared)
+        except TargetError:
+            # A plan over the budget was only run for its first step so far: it may be what died.
+            within = [t for t in compared if t.fits(cap_bytes)]
+            if len(within) == len(compared):
+                raise
+            compared = within
+            samples = self._rounds(compared)
+        clock = clock_of(self._study.environment)
+        return [
+            VerdictEntry(
+                trial.plan_hash,
+                trial.number,
+                trial.preset,
+                tuple(of_plan),
+                *relative_with_interval(of_plan, samples[0], clock),
+            )
+            for trial, of_plan in zip(compared, samples, strict=True)
+        ]
+
+    def _rounds(self, compared: list[TrialRecord]) -> Any:
+        request = MeasureRounds(tuple(t.plan_toml for t in compared), self._study.settings.verdict_rounds)
+        return self._engine.measure_rounds(request).samples
+
+    def _can_run(self, trial: TrialRecord) -> bool:
+        """Whether the plan runs on the device at all, within the budget or not."""
         peak_bytes = trial.measurement.peak_bytes
-        if peak_bytes is not None and trial.measurement.outcome is Outcome.OK:
-            peaks[trial.plan_hash] = peak_bytes
-        elif peak_bytes is not None:
-            promising.append((peak_bytes, trial))
-    if min(peaks.values(), default=budget_bytes + 1) > budget_bytes:
-        for lower_bound_bytes, trial in sorted(promising, key=lambda candidate: candidate[0])[:CANDIDATES]:
-            if lower_bound_bytes >= min(peaks.values(), default=lower_bound_bytes + 1):
-                break
-            whole = engine.measure(MeasurePlan(trial.plan_toml, None, None, timed_pairs=0))
-            if whole.outcome is Outcome.OK and whole.peak_bytes is not None:
-                peaks[trial.plan_hash] = whole.peak_bytes
-    smallest = min(peaks, key=peaks.__getitem__, default=None)
-    return (None, None) if smallest is None else (peaks[smallest], smallest)
+        if trial.measurement.outcome not in (Outcome.OK, Outcome.OVER_BUDGET) or peak_bytes is None:
+            return False
+        total_bytes = self._study.environment.device_total_bytes
+        return total_bytes is None or trial.fits(self._budgets_bytes[0])
 
+    def _smallest_peak(self) -> tuple[int | None, str | None]:
+        """The smallest peak that a plan of the study reaches, and the plan.
 
-def fits(trial: TrialRecord, budget_bytes: int) -> bool:
-    """Whether the trial ran well within the budget."""
-    peak_bytes = trial.measurement.peak_bytes
-    return trial.measurement.outcome is Outcome.OK and peak_bytes is not None and peak_bytes <= budget_bytes
+        A trial over the budget stops after its first step, where the optimizer has no state yet: its peak is a lower
+        bound. Where nothing fits, the most promising plans are run to their end.
+        """
+        peaks: dict[str, int] = {}
+        promising: list[tuple[int, TrialRecord]] = []
+        for trial in self._trials.values():
+            peak_bytes = trial.measurement.peak_bytes
+            if peak_bytes is not None and trial.measurement.outcome is Outcome.OK:
+                peaks[trial.plan_hash] = peak_bytes
+            elif peak_bytes is not None:
+                promising.append((peak_bytes, trial))
+        budget_bytes = self._budgets_bytes[0]
+        if min(peaks.values(), default=budget_bytes + 1) > budget_bytes:
+            for lower_bound_bytes, trial in sorted(promising, key=lambda candidate: candidate[0])[:CANDIDATES]:
+                if lower_bound_bytes >= min(peaks.values(), default=lower_bound_bytes + 1):
+                    break
+                whole = self._engine.measure(MeasurePlan(trial.plan_toml, None, None, timed_pairs=0))
+                if whole.outcome is Outcome.OK and whole.peak_bytes is not None:
+                    peaks[trial.plan_hash] = whole.peak_bytes
+        smallest = min(peaks, key=peaks.__getitem__, default=None)
+        return (None, None) if smallest is None else (peaks[smallest], smallest)
 
+    def _peak_over_many_steps(self, trial: TrialRecord, budget_bytes: int) -> int | None:
+        """The highest peak of the trial and of more steps on other batches; None if that is over the budget."""
+        if trial.plan_hash not in self._endurance:
+            request = MeasurePlan(
+                trial.plan_toml, None, self._budgets_bytes[0], timed_pairs=0, peak_steps=ENDURANCE_STEPS
+            )
+            self._endurance[trial.plan_hash] = self._engine.measure(request)
+        measurement = self._endurance[trial.plan_hash]
+        peaks = [peak for peak in (trial.measurement.peak_bytes, measurement.peak_bytes) if peak is not None]
+        if measurement.outcome is Outcome.OK and max(peaks) <= budget_bytes:
+            return max(peaks)
+        name = trial.preset or f"trial {trial.number}"
+        self._reporter.stage(
+            f"{name} fits in its trial, not over {ENDURANCE_STEPS} steps on other batches "
+            f"({measurement.message or 'peak ' + format_bytes(max(peaks))}); trying the next fastest"
+        )
+        return None
 
-def _compare(
-    study: StudyRecord, trials: list[TrialRecord], fitting: list[TrialRecord], engine: Engine
-) -> list[VerdictEntry]:
-    reference = next((t for t in trials if t.plan_hash == study.reference_hash), None)
-    if reference is None or not fitting:
-        return []
-    presets = [t for t in trials if t.preset is not None and _can_run(t, study)]
-    compared = list({t.plan_hash: t for t in [reference, *fitting[:CANDIDATES], *presets]}.values())
-    try:
-        samples = _rounds(study, compared, engine)
-    except TargetError:
-        # A plan over the budget was only run for its first step so far: it may be what died.
-        within = [t for t in compared if fits(t, study.budget_bytes or 0)]
-        if len(within) == len(compared):
-            raise
-        compared = within
-        samples = _rounds(study, compared, engine)
-    clock = clock_of(study.environment)
-    entries = []
-    for trial, of_plan in zip(compared, samples, strict=True):
-        median, low, high = relative_with_interval(of_plan, samples[0], clock)
-        entries.append(VerdictEntry(trial.plan_hash, trial.number, trial.preset, tuple(of_plan), median, low, high))
-    return entries
+    def _compare_gradients(self, trial: TrialRecord, *, no_ac_runs: bool) -> GradientReport:
+        if trial.plan_hash not in self._gradients:
+            if no_ac_runs:
+                expected = dump_plan(Plan(), with_provenance=False)
+            else:
+                reference = self._study.reference_hash
+                expected = next(t.plan_toml for t in self._trials.values() if t.plan_hash == reference)
+            self._gradients[trial.plan_hash] = self._engine.compare_gradients(
+                CompareGradients(trial.plan_toml, expected)
+            )
+        return self._gradients[trial.plan_hash]
 
-
-def _rounds(study: StudyRecord, compared: list[TrialRecord], engine: Engine) -> Any:
-    request = MeasureRounds(tuple(t.plan_toml for t in compared), study.settings.verdict_rounds)
-    return engine.measure_rounds(request).samples
-
-
-def _can_run(trial: TrialRecord, study: StudyRecord) -> bool:
-    """Whether the plan runs on the device at all, within the budget or not."""
-    peak_bytes = trial.measurement.peak_bytes
-    if trial.measurement.outcome not in (Outcome.OK, Outcome.OVER_BUDGET) or peak_bytes is None:
-        return False
-    total_bytes = study.environment.device_total_bytes
-    return total_bytes is None or fits(trial, study.budget_bytes or 0)
-
-
-def _check_gradients(
-    study: StudyRecord, trials: list[TrialRecord], trial: TrialRecord, engine: Engine, *, no_ac_runs: bool
-) -> GradientReport:
-    if no_ac_runs:
-        expected = dump_plan(Plan(), with_provenance=False)
-    else:
-        expected = next(t.plan_toml for t in trials if t.plan_hash == study.reference_hash)
-    return engine.compare_gradients(CompareGradients(trial.plan_toml, expected))
-
-
-def _with_provenance(
-    study: StudyRecord,
-    trial: TrialRecord,
-    entries: list[VerdictEntry],
-    predictions: Mapping[str, PredictionRecord],
-) -> str:
-    plan = parse_plan(trial.plan_toml)
-    predicted = predictions.get(trial.plan_hash)
-    entry = next(e for e in entries if e.plan_hash == trial.plan_hash)
-    provenance: dict[str, Any] = {
-        "plan_hash": plan_hash(plan),
-        "target": study.target.spec,
-        "target_fingerprint": study.target.fingerprint,
-        "budget_bytes": study.budget_bytes,
-        "peak_bytes": trial.measurement.peak_bytes,
-        "step_time_s": median_step_time_s(entry.samples),
-        "predicted_peak_bytes": predicted.peak_bytes if predicted else None,
-        "predicted_step_time_s": predicted.step_time_s if predicted else None,
-        "relative_step_time": entry.relative_step_time,
-        "reference_plan_hash": study.reference_hash,
-        "device": study.environment.device,
-        "device_name": study.environment.device_name,
-        "torch_version": study.environment.torch_version,
-        "actune_version": __version__,
-        "study": study.name,
-        "trial": trial.number,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    known = {key: value for key, value in provenance.items() if value is not None}  # TOML has no null
-    return dump_plan(Plan(plan.rules, plan.compile, known))
+    def _with_provenance(self, trial: TrialRecord, entry: VerdictEntry, budget_bytes: int, peak_bytes: int) -> str:
+        study, plan = self._study, parse_plan(trial.plan_toml)
+        predicted = self._predictions.get(trial.plan_hash)
+        provenance: dict[str, Any] = {
+            "plan_hash": plan_hash(plan),
+            "target": study.target.spec,
+            "target_fingerprint": study.target.fingerprint,
+            "budget_bytes": budget_bytes,
+            "peak_bytes": peak_bytes,
+            "step_time_s": median_step_time_s(entry.samples),
+            "predicted_peak_bytes": predicted.peak_bytes if predicted else None,
+            "predicted_step_time_s": predicted.step_time_s if predicted else None,
+            "relative_step_time": entry.relative_step_time,
+            "reference_plan_hash": study.reference_hash,
+            "device": study.environment.device,
+            "device_name": study.environment.device_name,
+            "torch_version": study.environment.torch_version,
+            "actune_version": __version__,
+            "study": study.name,
+            "trial": trial.number,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        known = {key: value for key, value in provenance.items() if value is not None}  # TOML has no null
+        return dump_plan(Plan(plan.rules, plan.compile, known))

@@ -24,6 +24,18 @@ def create_engine(location: Location, *, busy_timeout_s: float) -> sa.Engine:
     return engine
 
 
+class OptunaConnection(sqlite3.Connection):
+    """A connection whose commits are not synced one by one.
+
+    Optuna commits every attribute of a trial by itself. What it writes lies in the same log as the store's own records,
+    before them, and so is synced with them: no record outlives the trial that it belongs to.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
 def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     # Python's driver would begin transactions late and leave DDL outside of them; `_begin_sqlite` does it instead.
     connection.isolation_level = None

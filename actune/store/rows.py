@@ -23,7 +23,8 @@ MEASUREMENT_COLUMNS = (
     *(measurements.c[name] for name in _PLAIN_OF_MEASUREMENT),
 )
 _PLAIN_OF_TRIAL = ("number", "preset", "attempt", "reused", "started_at", "finished_at")
-_PLAIN_OF_VERDICT = tuple(field.name for field in fields(Verdict) if field.name not in ("entries", "gradients"))
+_OF_COMPARISON = tuple(field.name for field in fields(Comparison))
+_PLAIN_OF_VERDICT = tuple(field.name for field in fields(Verdict) if field.name not in _OF_COMPARISON)
 
 Pairs = Mapping[int, tuple[SamplePair, ...]]
 
@@ -117,7 +118,7 @@ def read_trials(connection: sa.Connection, study_id: int, *, number: int | None 
 def verdict_values(verdict: Verdict) -> dict[str, Any]:
     """For a row of `verdicts`, without its study and date."""
     plain = {name: getattr(verdict, name) for name in _PLAIN_OF_VERDICT}
-    return plain | {"comparison": Comparison(verdict.entries, verdict.gradients)}
+    return plain | {"comparison": Comparison(**{name: getattr(verdict, name) for name in _OF_COMPARISON})}
 
 
 def read_verdict(connection: sa.Connection, study_id: int) -> Verdict | None:
@@ -128,4 +129,4 @@ def read_verdict(connection: sa.Connection, study_id: int) -> Verdict | None:
         return None
     comparison: Comparison = row.comparison
     plain = {name: getattr(row, name) for name in _PLAIN_OF_VERDICT}
-    return Verdict(entries=comparison.entries, gradients=comparison.gradients, **plain)
+    return Verdict(**{name: getattr(comparison, name) for name in _OF_COMPARISON}, **plain)

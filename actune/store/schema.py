@@ -5,6 +5,7 @@ A change here needs a migration beside it (`migrations/versions`) and a new HEAD
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ from actune.store.names import MAX_STUDY_NAME_LENGTH
 from actune.store.verdicts import Comparison
 from actune.study_records import StudySettings
 
-HEAD_REVISION = "0003"  # of the migrations; here too, so that a database that is up to date needs no alembic
+HEAD_REVISION = "0004"  # of the migrations; here too, so that a database that is up to date needs no alembic
 VERSION_TABLE = "actune_alembic_version"  # Optuna's has alembic's default name
 
 _HASH_LENGTH = 64
@@ -64,6 +65,21 @@ class RecordText(sa.types.TypeDecorator[Any]):
             ) from None
 
 
+class SizesText(sa.types.TypeDecorator[tuple[int, ...]]):
+    """Sizes in bytes, as JSON in a text column."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[int, ...] | None, dialect: sa.Dialect) -> str | None:
+        """A list of numbers."""
+        return None if value is None else json.dumps(value)
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> tuple[int, ...] | None:
+        """The numbers."""
+        return None if value is None else tuple(json.loads(value))
+
+
 studies = sa.Table(
     "actune_studies",
     metadata,
@@ -77,6 +93,7 @@ studies = sa.Table(
     sa.Column("budget_bytes", sa.BigInteger),
     sa.Column("reference_hash", sa.String(_HASH_LENGTH)),
     sa.Column("created_at", sa.String(_TIME_LENGTH), nullable=False),
+    sa.Column("budgets_bytes", SizesText),
 )
 
 plans = sa.Table(

@@ -19,7 +19,7 @@ from actune.errors import StorageError, UsageError
 from actune.predictions import PredictionRecord
 from actune.records import Environment, Measurement, TargetInfo
 from actune.store import rows
-from actune.store.connect import WRITES, create_engine, use_wal
+from actune.store.connect import WRITES, OptunaConnection, create_engine, use_wal
 from actune.store.failures import storage_errors
 from actune.store.foreseen import read_predictions, write_predictions
 from actune.store.location import Location, parse_location
@@ -102,7 +102,9 @@ class Store:
     @property
     def optuna_engine_kwargs(self) -> dict[str, Any]:
         """What Optuna's RDBStorage needs as `engine_kwargs` to share the database."""
-        return {} if self._location.path is None else {"connect_args": {"timeout": self._busy_timeout_s}}
+        if self._location.path is None:
+            return {}
+        return {"connect_args": {"timeout": self._busy_timeout_s, "factory": OptunaConnection}}
 
     # Studies
 
@@ -151,9 +153,9 @@ class Store:
         """Replaces what the study was started with, as when it goes on with more trials."""
         self._update_study(name, settings=settings)
 
-    def set_budget(self, name: str, budget_bytes: int) -> None:
-        """Records the study's cap once it is known."""
-        self._update_study(name, budget_bytes=budget_bytes)
+    def set_budgets(self, name: str, budgets_bytes: tuple[int, ...]) -> None:
+        """Records the study's budgets once they are known, the largest first: it is the cap."""
+        self._update_study(name, budget_bytes=budgets_bytes[0], budgets_bytes=budgets_bytes)
 
     def set_reference(self, name: str, plan_hash: str) -> None:
         """Records the plan that the study's trials are timed against."""

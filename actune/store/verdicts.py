@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from actune.records import GradientReport
-from actune.study_records import VerdictEntry
+from actune.study_records import BudgetVerdict, StopReason, VerdictEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,3 +14,5 @@ class Comparison:
 
     entries: tuple[VerdictEntry, ...]
     gradients: tuple[tuple[str, GradientReport], ...]
+    budgets: tuple[BudgetVerdict, ...] = ()
+    stopped: StopReason | None = None

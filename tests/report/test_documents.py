@@ -73,7 +73,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def fill(store: Store, *, verdict: Verdict | None = VERDICT) -> dict[str, Any]:
-    store.set_budget("a", 1000)
+    store.set_budgets("a", (1000,))
     store.set_reference("a", FULL)
     for record in TRIALS:
         store.record_trial("a", record, reference_hash=FULL, budget_bytes=1000)

@@ -84,7 +84,7 @@ def run(store: Store, number: int, plan: Plan, peak_bytes: int, ratio: float, *,
 
 
 def test_points_of_a_study(store: Store) -> None:
-    store.set_budget("a", 148)
+    store.set_budgets("a", (148,))
     store.set_reference("a", plan_hash(FULL))
     store.save_predictions("a", PREDICTIONS)
     run(store, 0, FULL, 100, 1.0, preset="full")

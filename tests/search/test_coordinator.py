@@ -14,7 +14,7 @@ from actune.errors import PlanError, StorageError, TargetError, UsageError
 from actune.plan import Plan, plan_hash
 from actune.plan.presets import preset_plan
 from actune.records import Measurement, Outcome
-from actune.search import coordinator
+from actune.search import trials as trials_module
 from actune.store import Store
 
 from .fakes import NO_AC_HASH, SPACE, Listener, Machine, dense, mixture, peak_of, search
@@ -81,7 +81,7 @@ def test_trials_that_finish_out_of_order_are_all_kept(store: Store, machine: Mac
 def test_a_trial_that_ended_is_kept_when_another_ends_the_search(
     store: Store, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinator, "wait", lambda futures, return_when: futures_wait(futures))
+    monkeypatch.setattr(trials_module, "wait", lambda futures, return_when: futures_wait(futures))
     machine.outcomes[NO_AC_HASH] = TargetError("the target can't be loaded any more")
     machine.without_ac = Measurement(Outcome.OK, 2630)
     with pytest.raises(TargetError, match="any more"):
@@ -248,7 +248,7 @@ def test_timeout_starts_no_more_trials_and_still_decides(
     store: Store, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [0.0]
-    monkeypatch.setattr(coordinator.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(trials_module.time, "monotonic", lambda: now_s[0])
 
     def tick(name: str) -> None:
         now_s[0] += 10.0

@@ -66,7 +66,7 @@ def test_modes_that_cannot_be_profiled_are_left_out_by_name() -> None:
     forecast = forecast_of(Card(cannot_compile=True), SPACE + "compile: [off, layer, model]\n")
     assert {point.plan.compile for point in forecast.frontier()} == {"off"}
     assert forecast.left_out["layer"] == "nothing compiles here"
-    assert "no sum of layers" in forecast.left_out["model"]
+    assert "only roughly the sum" in forecast.left_out["model"]
 
 
 def test_nothing_to_predict_is_an_error_that_says_why() -> None:

@@ -16,8 +16,9 @@ from actune.config import load_space, parse_space
 from actune.errors import StorageError, UsageError
 from actune.plan import Plan
 from actune.records import Measurement, Outcome
+from actune.search.proposers import SAMPLERS, check_sampler
 from actune.search.space import ModelSpace
-from actune.search.study import MAX_ATTEMPTS, PEAK_CONSTRAINT, SAMPLERS, PlanStudy, check_sampler, optuna_errors
+from actune.search.study import MAX_ATTEMPTS, PEAK_CONSTRAINT, PlanStudy, optuna_errors
 from actune.store import Store
 
 from .fakes import dense, mixture, space_of
@@ -32,6 +33,8 @@ def opened(
 ) -> Iterator[PlanStudy]:
     space = space or ModelSpace(space_of(), dense(4))
     with closing(PlanStudy(store, "a", space, sampler=sampler, seed=seed)) as study:
+        for name in space.presets:
+            study.queue_preset(name)
         yield study
 
 
@@ -289,6 +292,7 @@ def test_asking_and_telling_read_the_database_no_more_often_as_trials_grow(
 def test_studies_of_one_database_do_not_mix(store: Store) -> None:
     space = ModelSpace(space_of(), dense(4))
     with opened(store) as study, closing(PlanStudy(store, "b", space, sampler="random", seed=0)) as other:
+        other.queue_preset("full")
         told(study, OK)
         assert other.ask().preset == "full"
         assert other.running_numbers() == [0]
@@ -304,6 +308,6 @@ def test_database_that_optuna_can_not_use_is_a_storage_error(store: Store) -> No
 
 
 def test_sampler_that_is_none_is_named() -> None:
-    assert [check_sampler(name) for name in SAMPLERS] == ["tpe", "random"]
-    with pytest.raises(UsageError, match=r"sampler 'cmaes' is not known\. Expected one of: tpe, random\."):
+    assert [check_sampler(name) for name in SAMPLERS] == ["thompson", "tpe", "random", "gp", "per-layer"]
+    with pytest.raises(UsageError, match=r"sampler 'cmaes' is not known\. Expected one of: thompson, tpe, random, gp, per-layer\."):
         check_sampler("cmaes")

@@ -12,8 +12,8 @@ import pytest
 
 from actune.plan import Plan, plan_hash
 from actune.records import Measurement, Outcome
-from actune.search import coordinator
 from actune.search.study import MAX_ATTEMPTS, PlanStudy
+from actune.search.verdict import Judge
 from actune.store import Store
 
 from .fakes import SPACE, Machine, search
@@ -165,7 +165,7 @@ def test_a_death_with_several_workers_loses_only_what_ran(store: Store, machine:
 
 
 def test_a_death_in_the_final_comparison_measures_no_trial_again(store: Store, machine: Machine) -> None:
-    with dying(coordinator, "decide", call=1, death=KeyboardInterrupt):
+    with dying(Judge, "decide", call=1, death=KeyboardInterrupt):
         search(store, machine)
     assert store.verdict("a") is None
     verdict = search(store, machine)

@@ -62,14 +62,13 @@ class StoreTestCase:
     def test_updates_change_only_what_they_name(self, store: Store) -> None:
         created = store.study("a")
         other = store.create_study("b", SETTINGS, TARGET, ENVIRONMENT)
-        store.set_budget("a", 2**40 + 1)
-        assert store.study("a") == replace(created, budget_bytes=2**40 + 1)
+        store.set_budgets("a", (2**40 + 1, 7))
+        known = replace(created, budget_bytes=2**40 + 1, budgets_bytes=(2**40 + 1, 7))
+        assert store.study("a") == known
         store.set_reference("a", REFERENCE_HASH)
         more = replace(SETTINGS, trials=99)
         store.update_settings("a", more)
-        assert store.study("a") == replace(
-            created, budget_bytes=2**40 + 1, reference_hash=REFERENCE_HASH, settings=more
-        )
+        assert store.study("a") == replace(known, reference_hash=REFERENCE_HASH, settings=more)
         assert store.study("b") == other
 
     def test_second_study_of_a_name_is_refused(self, store: Store) -> None:
@@ -89,7 +88,7 @@ class StoreTestCase:
         with pytest.raises(UsageError, match=r"no study 'llama-8b'.* Did you mean 'llama3-8b'\?.*: llama3-8b, a\."):
             store.study("llama-8b")
         for call in (
-            lambda: store.set_budget("x", 1),
+            lambda: store.set_budgets("x", (1,)),
             lambda: store.trials("x"),
             lambda: store.verdict("x"),
             lambda: store.save_verdict("x", VERDICT),

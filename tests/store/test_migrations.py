@@ -92,6 +92,7 @@ def test_head_in_the_code_is_the_migrations_head() -> None:
 UNDO = {
     "0002": "DROP TABLE actune_predictions",
     "0003": "ALTER TABLE actune_measurements DROP COLUMN lost_race",
+    "0004": "ALTER TABLE actune_studies DROP COLUMN budgets_bytes",
 }
 
 

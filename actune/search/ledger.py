@@ -1,0 +1,107 @@
+"""The finished trials of a study, and what they come to together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import sqrt
+
+from actune.plan import Plan, parse_plan
+from actune.racing import Race, pooled_log_noise
+from actune.search.advice import Advice, MeasuredRatio
+from actune.search.foresight import Foresight
+from actune.search.race import race_for
+from actune.statistics import Clock, pair_ratios, relative_step_time
+from actune.study_records import TrialRecord
+
+MEDIAN_ERROR = 1.2533
+"""The standard error of a median over that of a mean, √(π/2), for normal noise."""
+
+UNKNOWN_LOG_NOISE = 0.02
+"""Of one pair, as long as there are too few trials to tell."""
+
+
+class Ledger:
+    """A study's trials, in the order in which they ended.
+
+    Attributes:
+        trials: all of them.
+        relative_step_times: of those that were timed, by number.
+        reference: the plan that they are timed against; None until one fits.
+    """
+
+    def __init__(self, foresight: Foresight, clock: Clock) -> None:
+        self.trials: list[TrialRecord] = []
+        self.relative_step_times: dict[int, float] = {}
+        self._foresight = foresight
+        self._clock = clock
+        self._of_plan: dict[str, TrialRecord] = {}
+        self._plans: dict[str, Plan] = {}
+        self.reference: Plan | None = None
+        self._is_believed = False
+
+    def add(self, trial: TrialRecord) -> None:
+        """Takes a trial in."""
+        self.trials.append(trial)
+        self._of_plan[trial.plan_hash] = trial
+        self._plans[trial.plan_hash] = parse_plan(trial.plan_toml)
+        self._foresight.learn_peak(trial)
+        relative = relative_step_time(trial.measurement, self._clock)
+        if relative is not None:
+            self.relative_step_times[trial.number] = relative
+            self._is_believed = False
+
+    def set_reference(self, plan: Plan) -> None:
+        """What trials are timed against: known from the first trial that fits, which is the reference itself."""
+        self.reference = plan
+        self._is_believed = False
+
+    @property
+    def advice(self) -> Advice | None:
+        """What to measure next, as all trials so far have it; None of a target that can't be profiled."""
+        advice = self._foresight.advice
+        if advice is not None and self.reference is not None and not self._is_believed:
+            advice.believe(self._ratios(self.reference))
+            self._is_believed = True
+        return advice
+
+    def of_plan(self, plan_hash: str) -> TrialRecord | None:
+        """The trial of a plan."""
+        return self._of_plan.get(plan_hash)
+
+    def fitting(self, budget_bytes: int) -> list[TrialRecord]:
+        """The timed trials whose plans fit, the fastest first by all that was measured together."""
+        timed = [t for t in self.trials if t.number in self.relative_step_times and t.fits(budget_bytes)]
+        return sorted(timed, key=lambda trial: (self.estimate(trial), trial.number))
+
+    def best(self, budget_bytes: int) -> MeasuredRatio | None:
+        """The best plan so far, None as long as none fits."""
+        fitting = self.fitting(budget_bytes)
+        if not fitting or self.reference is None:
+            return None
+        return self._ratio(fitting[0], self.reference, self._log_noise())
+
+    def estimate(self, trial: TrialRecord) -> float:
+        """A timed trial's relative step time: measured, and drawn to what the other trials say of its parts."""
+        measured = self.relative_step_times[trial.number]
+        if self.advice is None or self.reference is None:
+            return measured
+        believed = self.advice.estimate(self._plans[trial.plan_hash], self.reference)
+        return measured if believed is None else believed
+
+    def race(self, budget_bytes: int, *, timed_pairs: int) -> Race | None:
+        """What the next trial is timed against."""
+        return race_for(self.trials, self.relative_step_times, budget_bytes, self._clock, timed_pairs=timed_pairs)
+
+    def _ratios(self, reference: Plan) -> Iterator[MeasuredRatio]:
+        log_noise = self._log_noise()
+        for trial in self.trials:
+            if trial.number in self.relative_step_times:
+                yield self._ratio(trial, reference, log_noise)
+
+    def _ratio(self, trial: TrialRecord, reference: Plan, log_noise: float) -> MeasuredRatio:
+        log_error = MEDIAN_ERROR * log_noise / sqrt(len(trial.measurement.pairs))
+        return MeasuredRatio(self._plans[trial.plan_hash], reference, self.relative_step_times[trial.number], log_error)
+
+    def _log_noise(self) -> float:
+        """Standard deviation of the logarithm of one pair's ratio."""
+        return pooled_log_noise([pair_ratios(t.measurement, self._clock) for t in self.trials]) or UNKNOWN_LOG_NOISE
