@@ -20,6 +20,7 @@ from simulated_truth import Recording, Truth
 from actune.config import load_space, space_for
 from actune.records import LoadTarget
 from actune.search import SilentReporter, run_search
+from actune.search.agenda import Agenda
 from actune.search.study import PlanStudy
 
 HERE = Path(__file__).parent
@@ -28,7 +29,7 @@ ONE_SECOND = {"target": "moe-tiny-12", "device": "sim:tiny", "trials": 12, "tria
 LARGE = {"target": f"{HERE}/search_targets.py:DeepWideAndNarrow", "device": "sim:h100", "trials": 20, "trial_s": 0.0}
 BUDGET = "60%"
 
-PROPOSING = ((PlanStudy, "ask"),)
+PROPOSING = ((Agenda, "prepare"), (PlanStudy, "ask"))
 """The methods that find the next plan. Their time from one trial to the next is what a proposal takes."""
 
 

@@ -38,6 +38,10 @@ from actune.records import (
 from actune.step_profile import PlanProfiled, ProfilePlan, StepProfile
 
 
+STEPS_OF_A_TRIAL = 14
+"""Two for the peak, two to warm up, and five pairs: what the steps of other requests are measured by."""
+
+
 @dataclass(frozen=True, slots=True)
 class Errors:
     """How wrong profiles and how noisy steps are.
@@ -95,7 +99,7 @@ class SimulatedEngine:
             truth: of the same target.
             errors: what is made wrong.
             with_save_sets: whether op traces are given, from which the search derives save sets.
-            trial_s: how long a trial takes.
+            trial_s: how long a trial takes; other requests take as long as their steps do then.
         """
         self._recording = recording
         self._truth = truth
@@ -151,6 +155,7 @@ class SimulatedEngine:
     def measure_rounds(self, request: MeasureRounds) -> RoundsMeasured:
         with self._call("measure_rounds"):
             self._rounds_before += 1
+            time.sleep(len(request.plan_tomls) * (request.rounds + 1) * self._trial_s / STEPS_OF_A_TRIAL)
             samples = []
             for toml in request.plan_tomls:
                 plan = parse_plan(toml)
@@ -168,6 +173,7 @@ class SimulatedEngine:
         """Bytes as they are; the times of layers are wrong."""
         with self._call("profile"):
             profiled = self._recording.profile(request)
+            time.sleep((request.timed_steps + 1) * self._trial_s / STEPS_OF_A_TRIAL)
             treatments = parse_plan(request.plan_toml).resolve(self._truth.structure.layer_fqns)
             factors = {
                 fqn: self._errors.factor(self._class_of[fqn], treatment) for fqn, treatment in treatments.items()

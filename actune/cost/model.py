@@ -66,7 +66,7 @@ class CostModel:
         costs: dict[str, LayerCost] = {}
         for role in self.profile.roles:
             for fqn in role.layer_fqns:
-                cost = self.profile.cost(fqn, treatments[fqn])
+                cost = role.cost(fqn, treatments[fqn])
                 if cost is None:
                     refusal = role.refusals[treatments[fqn].canonical()]
                     why = f"'{treatments[fqn].label()}' at {fqn}: {refusal.reason}"

@@ -35,6 +35,7 @@ class Outlook:
         self._timed_steps = timed_steps
         self._models: dict[CompileMode, CostModel] = {}
         self._calibrated: dict[str, Prediction] = {}
+        self._composed: dict[Plan, Prediction] = {}
 
     @property
     def profiles(self) -> Mapping[CompileMode, CostProfile]:
@@ -60,6 +61,7 @@ class Outlook:
         extended = extend_survey(profile, menus, self._run, timed_steps=self._timed_steps)
         if known is None or extended is not profile:
             self._models[compile] = CostModel(extended)
+            self._composed.clear()  # what is reserved beyond the allocated bytes may be known better now
         return self._models[compile]
 
     def learn_plans(self, plans: Iterable[Plan]) -> None:
@@ -103,10 +105,12 @@ class Outlook:
         model = self._models.get(plan.compile)
         if model is None:
             return None
-        try:
-            return model.predict(plan, self._structure.layer_fqns)
-        except UnknownTreatmentError:
-            return None
+        if plan not in self._composed:
+            try:
+                self._composed[plan] = model.predict(plan, self._structure.layer_fqns)
+            except UnknownTreatmentError:
+                return None
+        return self._composed[plan]
 
     def time_parts(self, plan: Plan) -> dict[TimePart, float] | None:
         """What a plan's step time is made of; None where that is not known from what was profiled so far."""

@@ -97,6 +97,17 @@ class LayerRole:
     costs: Mapping[Treatment, LayerCost | None]
     refusals: Mapping[Treatment, Refusal]
 
+    def cost(self, layer_fqn: str, treatment: Treatment) -> LayerCost | None:
+        """What a treatment costs at one of the layers; None if it was refused there.
+
+        Raises:
+            UnknownTreatmentError: it was not profiled.
+        """
+        key = treatment.canonical()
+        if key not in self.costs:
+            raise UnknownTreatmentError(layer_fqn, treatment)
+        return self.costs[key]
+
 
 @dataclass(frozen=True, slots=True)
 class CostProfile:
@@ -132,11 +143,7 @@ class CostProfile:
         Raises:
             UnknownTreatmentError: it was not profiled.
         """
-        costs = self.role_of(layer_fqn).costs
-        key = treatment.canonical()
-        if key not in costs:
-            raise UnknownTreatmentError(layer_fqn, treatment)
-        return costs[key]
+        return self.role_of(layer_fqn).cost(layer_fqn, treatment)
 
 
 def without_frees(profile: StepProfile) -> StepProfile:

@@ -61,7 +61,7 @@ def stack_of(model: CostModel, menus: Menus) -> Stack:
     costs: dict[str, dict[Treatment, LayerCost]] = {}
     for role in profile.roles:
         for fqn in role.layer_fqns:
-            known = {treatment: profile.cost(fqn, treatment) for treatment in menus[fqn]}
+            known = {treatment: role.cost(fqn, treatment) for treatment in menus[fqn]}
             costs[fqn] = {treatment: cost for treatment, cost in known.items() if cost is not None}
             if not costs[fqn]:
                 why = (

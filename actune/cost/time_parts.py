@@ -49,7 +49,7 @@ def time_parts(model: CostModel, treatments: Mapping[str, Treatment]) -> dict[Ti
     for role in profile.roles:
         for fqn in role.layer_fqns:
             treatment = treatments[fqn].canonical()
-            cost = profile.cost(fqn, treatment)
+            cost = role.cost(fqn, treatment)
             if cost is None:
                 raise RefusedTreatmentError(fqn, treatment)
             part = TimePart(profile.compile, role.class_name, treatment)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 from actune.errors import PlanError
@@ -43,7 +44,7 @@ class LayerPattern:
         matches = {fqn: indices for fqn in layer_fqns if (indices := self._indices(fqn)) is not None}
         if not matches:
             raise PlanError(f"layers: '{self.text}' matches no layer. The model has: {compress_fqns_text(layer_fqns)}.")
-        for position, bounds in enumerate(self._ranges()):
+        for position, bounds in enumerate(_compiled(self.text)[1]):
             missing = set(bounds) - {indices[position] for indices in matches.values()}
             if missing:
                 raise PlanError(
@@ -52,22 +53,27 @@ class LayerPattern:
                 )
         return list(matches)
 
-    def _ranges(self) -> list[tuple[int, int]]:
-        found = (_RANGE.fullmatch(component) for component in self.text.split("."))
-        return [(int(bounds[1]), int(bounds[2])) for bounds in found if bounds is not None]
-
     def _indices(self, fqn: str) -> list[int] | None:
         """The numbers that stand where the pattern has ranges, or None if the FQN does not match."""
-        expression = r"\.".join(
-            r"(\d+)" if _RANGE.fullmatch(component) else re.escape(component).replace(r"\*", ".*")
-            for component in self.text.split(".")
-        )
-        match = re.fullmatch(expression, fqn)
+        expression, ranges = _compiled(self.text)
+        match = expression.fullmatch(fqn)
         if match is None:
             return None
         indices = [int(group) for group in match.groups()]
-        within = all(low <= index <= high for (low, high), index in zip(self._ranges(), indices, strict=True))
+        within = all(low <= index <= high for (low, high), index in zip(ranges, indices, strict=True))
         return indices if within else None
+
+
+@lru_cache(maxsize=4096)  # a search resolves thousands of plans, over all layers each
+def _compiled(text: str) -> tuple[re.Pattern[str], tuple[tuple[int, int], ...]]:
+    """A pattern as an expression with a group for each range, and the ranges."""
+    components = text.split(".")
+    expression = r"\.".join(
+        r"(\d+)" if _RANGE.fullmatch(component) else re.escape(component).replace(r"\*", ".*")
+        for component in components
+    )
+    found = (_RANGE.fullmatch(component) for component in components)
+    return re.compile(expression), tuple((int(bounds[1]), int(bounds[2])) for bounds in found if bounds is not None)
 
 
 def compress_fqns(layer_fqns: Iterable[str]) -> tuple[str, ...]:

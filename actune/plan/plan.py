@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from actune.errors import PlanError
@@ -84,15 +85,7 @@ class Plan:
         Raises:
             PlanError: a pattern matches no layer, or its range reaches outside the model.
         """
-        treatments = dict.fromkeys(layer_fqns, NO_AC)
-        taken: set[str] = set()
-        for rule in self.rules:
-            for text in rule.layers:
-                for fqn in LayerPattern(text).select(layer_fqns):
-                    if fqn not in taken:
-                        taken.add(fqn)
-                        treatments[fqn] = rule.treatment
-        return treatments
+        return dict(zip(layer_fqns, _resolved(self.rules, tuple(layer_fqns)), strict=True))
 
     def canonical_for(self, layer_fqns: Sequence[str]) -> Plan:
         """The canonical plan that does the same to a model with these layers."""
@@ -104,3 +97,16 @@ class Plan:
         if self.compile != "off":
             parts.append(f"compile={self.compile}")
         return "; ".join(parts) or "no AC"
+
+
+@lru_cache(maxsize=1024)  # a search asks for the treatments of the same plans again and again
+def _resolved(rules: tuple[Rule, ...], layer_fqns: tuple[str, ...]) -> tuple[Treatment, ...]:
+    treatments = dict.fromkeys(layer_fqns, NO_AC)
+    taken: set[str] = set()
+    for rule in rules:
+        for text in rule.layers:
+            for fqn in LayerPattern(text).select(layer_fqns):
+                if fqn not in taken:
+                    taken.add(fqn)
+                    treatments[fqn] = rule.treatment
+    return tuple(treatments.values())

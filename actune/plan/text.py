@@ -101,19 +101,19 @@ def load_plan(path: str | Path) -> Plan:
 
 def dump_plan(plan: Plan, *, with_provenance: bool = True) -> str:
     """The canonical TOML of a plan: every knob that its policies take is written, so no later default changes it."""
-    return _text(plan.rules, plan.compile, plan.provenance if with_provenance else {})
+    return _write(plan, plan.provenance) if with_provenance and plan.provenance else _text(plan)
 
 
-def _text(rules: tuple[Rule, ...], compile: CompileMode, provenance: Mapping[str, Any]) -> str:
-    document: dict[str, Any] = {"schema": 1, "compile": compile}
+def _write(plan: Plan, provenance: Mapping[str, Any]) -> str:
+    document: dict[str, Any] = {"schema": 1, "compile": plan.compile}
     if provenance:
         document["provenance"] = dict(provenance)
-    return tomldoc.write(document, tables={"rule": [_rule_table(rule) for rule in rules]})
+    return tomldoc.write(document, tables={"rule": [_rule_table(rule) for rule in plan.rules]})
 
 
-@lru_cache(maxsize=4096)  # a search asks for the hashes of the same plans again and again
-def _hash(plan: Plan) -> str:
-    return hashlib.sha256(_text(plan.rules, plan.compile, {}).encode()).hexdigest()[:16]
+@lru_cache(maxsize=4096)  # a search asks for the texts of the same plans again and again
+def _text(plan: Plan) -> str:
+    return _write(plan, {})
 
 
 def _rule_table(rule: Rule) -> dict[str, Any]:
@@ -137,4 +137,4 @@ def plan_hash(plan: Plan) -> str:
 
     Plans that do the same to a model have one hash once they are canonical for it (`Plan.canonical_for`).
     """
-    return _hash(plan)
+    return hashlib.sha256(_text(plan).encode()).hexdigest()[:16]

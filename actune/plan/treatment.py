@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from actune.errors import PlanError
@@ -157,15 +158,7 @@ class Treatment:
 
     def canonical(self) -> Treatment:
         """The one form of treatments that do the same: lists sorted, nothing twice, no filter_by without filters."""
-        return replace(
-            self,
-            wrap=tuple(sorted(self.wrap)),
-            save_ops=tuple(sorted(set(self.save_ops))),
-            save=tuple(sorted({str(SavedOp.parse(entry)) for entry in self.save})),
-            filter_fqns=tuple(sorted(set(self.filter_fqns))),
-            filter_by=self.filter_by if self.filter_fqns else "shape",
-            memory_budget=None if self.memory_budget is None else float(self.memory_budget),
-        )
+        return _canonical(self)
 
     @property
     def is_checkpointed(self) -> bool:
@@ -184,3 +177,16 @@ class Treatment:
 
 
 NO_AC = Treatment("none")
+
+
+@lru_cache(maxsize=4096)  # it is asked for at each layer of each plan that is predicted
+def _canonical(treatment: Treatment) -> Treatment:
+    return replace(
+        treatment,
+        wrap=tuple(sorted(treatment.wrap)),
+        save_ops=tuple(sorted(set(treatment.save_ops))),
+        save=tuple(sorted({str(SavedOp.parse(entry)) for entry in treatment.save})),
+        filter_fqns=tuple(sorted(set(treatment.filter_fqns))),
+        filter_by=treatment.filter_by if treatment.filter_fqns else "shape",
+        memory_budget=None if treatment.memory_budget is None else float(treatment.memory_budget),
+    )

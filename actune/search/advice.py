@@ -106,6 +106,7 @@ class Advice:
         self._margins = margins
         self._seed = seed
         self._pool: dict[Plan, _Pooled] = {}
+        self._explored: set[tuple[int, int, int]] = set()
         self._known_plans: dict[Plan, KnownPlan] = {}
         self._belief = StepTimeBelief()
         for stack in self._stacks:
@@ -132,7 +133,10 @@ class Advice:
         return float(times_s[0, 0] / times_s[1, 0])
 
     def explore(self, budget_bytes: int, number: int, *, count: int = SOLVED_DRAWS) -> None:
-        """Puts the fastest plans within a budget under some draws into the pool; the same for the same number."""
+        """Puts the fastest plans within a budget under some draws into the pool; once for each number and count."""
+        if (explored := (budget_bytes, number, count)) in self._explored:
+            return
+        self._explored.add(explored)
         posterior = self._belief.posterior()
         for draws in (posterior.mean(), posterior.draws(count, self._seed, number, count)):
             for draw in range(len(draws)):

@@ -59,6 +59,7 @@ class Foresight:
         self._seed = seed
         self._budgets_bytes: Sequence[int] = ()
         self._frontier: Sequence[PredictedPlan] = ()
+        self._stored: set[Plan] = set()
         self._smallest: tuple[int, CompileMode] | None = None
 
     def look_ahead(self, reporter: Reporter) -> None:
@@ -83,6 +84,7 @@ class Foresight:
         ]
         points = [prediction_record(point.plan, point.prediction, on_frontier=True) for point in frontier]
         self._store.save_predictions(self._study, (*presets, *points))
+        self._stored = {*self._space.presets.values(), *(point.plan for point in frontier)}
         for mode, why in self._forecast.left_out.items():
             reporter.stage(f"plans with compile = {mode} are not on the predicted frontier: {why}")
         self._frontier = frontier
@@ -137,7 +139,7 @@ class Foresight:
     def note(self, plan: Plan) -> None:
         """Stores what is predicted of a plan that is about to run."""
         prediction = self._forecast.known(plan)
-        if prediction is not None:
+        if prediction is not None and plan not in self._stored:
             self._store.save_predictions(self._study, (prediction_record(plan, prediction),))
 
     def learn_peak(self, trial: TrialRecord) -> None:
