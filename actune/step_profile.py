@@ -135,11 +135,14 @@ class ProfilePlan:
         with_optimizer: also run the optimizer, in a step that makes its state and in one with that state there;
             without it, forward and backward alone.
         timed_steps: how many steps more are timed, slot by slot.
+        settle: before that run steps until they take no less time than the ones before. A process's first steps are
+            slow: on a CPU the heap takes a dozen to find its size, which makes them up to a quarter slower.
     """
 
     plan_toml: str
     with_optimizer: bool
     timed_steps: int
+    settle: bool = False
     kind: Literal["profile"] = "profile"
 
 
@@ -150,8 +153,10 @@ class PlanProfiled:
     Attributes:
         first: the step that made the optimizer's state; None without the optimizer.
         steady: a step with that state there, or a forward and backward without the optimizer. Its slots have the times.
+        settling_steps: how many steps it took to settle.
     """
 
     first: StepProfile | None
     steady: StepProfile
+    settling_steps: int = 0
     kind: Literal["plan_profiled"] = "plan_profiled"

@@ -37,7 +37,6 @@ from actune.records import (
 )
 from actune.step_profile import PlanProfiled, ProfilePlan, StepProfile
 
-
 STEPS_OF_A_TRIAL = 14
 """Two for the peak, two to warm up, and five pairs: what the steps of other requests are measured by."""
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from statistics import median
 
 from actune.errors import TargetError
 from actune.measure.marks import OPTIMIZER, LayerMarks
 from actune.measure.recording import MemoryRecorder, StepTimer
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
+from actune.statistics import clock_of
 from actune.step_profile import PlanProfiled, ProfilePlan, Slot, StepProfile
+
+COMPARED_STEPS = 3
+SETTLED = 0.98
+MOST_SETTLING_STEPS = 16
 
 Recorder = MemoryRecorder | StepTimer
 
@@ -35,12 +40,33 @@ def profile_plan(workload: Workload, request: ProfilePlan) -> PlanProfiled:
             if request.with_optimizer:
                 first = _recorded_step(workload, plan, 0, with_optimizer=True)
             steady = _recorded_step(workload, plan, int(request.with_optimizer), with_optimizer=request.with_optimizer)
+            settling_steps = 0
+            if workload.device.computes and request.settle:
+                settling_steps = _settle(workload, plan)
             if workload.device.computes:
                 steady = _timed(workload, plan, steady, request)
     finally:
         workload.forget_plans()
         workload.restart()
-    return PlanProfiled(first, steady)
+    return PlanProfiled(first, steady, settling_steps)
+
+
+def _settle(workload: Workload, plan: Plan) -> int:
+    """Runs steps until the latest are no faster than those before, and says how many it took."""
+
+    def step() -> None:
+        workload.forward_backward(0)
+
+    clock = clock_of(workload.device.environment())
+    times_s: list[float] = []
+    with workload.under(plan):
+        while len(times_s) < MOST_SETTLING_STEPS:
+            workload.clear_gradients()
+            times_s.append(clock(workload.device.timed(step)))
+            before, latest = times_s[-2 * COMPARED_STEPS : -COMPARED_STEPS], times_s[-COMPARED_STEPS:]
+            if len(before) == COMPARED_STEPS and median(latest) >= SETTLED * median(before):
+                break
+    return len(times_s)
 
 
 def _recorded_step(workload: Workload, plan: Plan, step: int, *, with_optimizer: bool) -> StepProfile:
@@ -105,6 +131,6 @@ def _timed(workload: Workload, plan: Plan, profile: StepProfile, request: Profil
         runs.append(timer.stretches_s)
     if not runs:
         return profile
-    medians_s = [statistics.median(times_s) for times_s in zip(*runs, strict=True)]
+    medians_s = [median(times_s) for times_s in zip(*runs, strict=True)]
     slots = [replace(slot, step_time_s=time_s) for slot, time_s in zip(profile.slots, medians_s, strict=True)]
     return replace(profile, slots=tuple(slots))
