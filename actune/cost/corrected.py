@@ -41,9 +41,10 @@ class CorrectableStack:
         )
 
     @property
-    def all_parts(self) -> frozenset[TimePart]:
-        """Whatever some plan's step time has in it."""
-        return frozenset((outside_of_layers(self.stack.model), *(part for layer in self.parts for part in layer)))
+    def all_parts(self) -> tuple[TimePart, ...]:
+        """Whatever some plan's step time has in it, each once; in one order, as what is drawn depends on it."""
+        parts = (outside_of_layers(self.stack.model), *(part for layer in self.parts for part in layer))
+        return tuple(dict.fromkeys(parts))
 
     @property
     def treatments(self) -> tuple[Treatment, ...]:

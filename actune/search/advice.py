@@ -33,8 +33,8 @@ from actune.errors import CostError, InfeasibleError
 from actune.plan import CompileMode, Plan, plan_hash
 from actune.search.peaks import PeakMargins
 
-SOLVED_DRAWS = 5
-"""How many draws a proposal solves, beside the mean: what takes less than a tenth of a second at 128 layers."""
+SOLVED_DRAWS = 8
+"""How many draws a proposal solves, beside the mean: what takes a tenth of a second at 128 layers."""
 MORE_DRAWS = 32
 """How many more are solved once there is nothing new in the pool."""
 POOL_DRAWS = 256
@@ -111,6 +111,10 @@ class Advice:
         self._belief = StepTimeBelief()
         for stack in self._stacks:
             self._belief.know(stack.all_parts)
+
+    def knows(self, plan: Plan) -> bool:
+        """Whether all that a plan is made of was profiled."""
+        return self._known(plan) is not None
 
     def believe(self, ratios: Iterable[MeasuredRatio]) -> None:
         """Starts over from the profile and learns all that was measured.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from actune.plan import Plan
-from actune.search.advice import MORE_DRAWS, SOLVED_DRAWS, Bound
+from actune.search.advice import MORE_DRAWS, SOLVED_DRAWS, Advice, Bound
 from actune.search.foresight import GREEDY, Foresight
 from actune.search.latent import LOWEST_SHARE, LatentSpace
 from actune.search.ledger import Ledger
@@ -117,20 +117,21 @@ class Agenda:
     def _end(self, is_seen: IsSeen) -> StopReason | None:
         open_budgets = [budget_bytes for budget_bytes in self._budgets_bytes if self._is_open(budget_bytes)]
         if not open_budgets:
-            return StopReason.TOLERANCE
-        if self._is_advised:
-            return None if self._advise(open_budgets, is_seen) else StopReason.EXHAUSTED
-        if self.fruitless_in_a_row >= FRUITLESS_IN_A_ROW:
+            is_found = any(self._ledger.best(budget_bytes) is not None for budget_bytes in self._budgets_bytes)
+            return StopReason.TOLERANCE if is_found else StopReason.EXHAUSTED
+        advice = self._ledger.advice if self._is_advised else None
+        if advice is not None:
+            return None if self._advise(advice, open_budgets, is_seen) else StopReason.EXHAUSTED
+        if self._is_advised or self.fruitless_in_a_row >= FRUITLESS_IN_A_ROW:
             self.fruitless_in_a_row = 0
             return None if self._study.enqueue_unseen(is_seen, tries=UNSEEN_TRIES) else StopReason.EXHAUSTED
         return None
 
     def _is_open(self, budget_bytes: int) -> bool:
         """Whether a better plan than the best so far may be found within a budget."""
-        if self._ledger.reference is None or self._foresight.advice is None:
-            return True
         best, advice = self._ledger.best(budget_bytes), self._ledger.advice
-        assert advice is not None
+        if advice is None:
+            return True
         if best is None:
             return self._foresight.may_fit(budget_bytes)
         number = len(self._ledger.trials)
@@ -141,10 +142,8 @@ class Agenda:
         bound = self.bound(budget_bytes)
         return bound is None or bound.possible_gain > self._tolerance
 
-    def _advise(self, open_budgets: list[int], is_seen: IsSeen) -> bool:
+    def _advise(self, advice: Advice, open_budgets: list[int], is_seen: IsSeen) -> bool:
         """Chooses the next plan, for one budget after the other."""
-        advice = self._ledger.advice
-        assert advice is not None, "plans are advised where there is advice"
         number = len(self._ledger.trials)
         for offset in range(len(open_budgets)):
             budget_bytes = open_budgets[(number + offset) % len(open_budgets)]

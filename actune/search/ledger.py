@@ -57,9 +57,13 @@ class Ledger:
 
     @property
     def advice(self) -> Advice | None:
-        """What to measure next, as all trials so far have it; None of a target that can't be profiled."""
+        """What to measure next, as all trials so far have it; None if the target or the reference is not profiled."""
         advice = self._foresight.advice
-        if advice is not None and self.reference is not None and not self._is_believed:
+        if advice is None or self.reference is None:
+            return advice
+        if not advice.knows(self.reference):
+            return None
+        if not self._is_believed:
             advice.believe(self._ratios(self.reference))
             self._is_believed = True
         return advice
