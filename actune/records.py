@@ -170,8 +170,9 @@ class MeasurePlan:
         reference_toml: the reference; None to leave time unmeasured.
         budget_bytes: stop with `over_budget` after the first step that exceeds it; None for no cap.
         timed_pairs: how many pairs of steps are timed.
-        race: what timing runs against: it ends once the plan is known to be slower or faster than the study's best, and
-            goes on for up to `race.most_pairs` pairs while it is not. None to time `timed_pairs` pairs.
+        race: what timing runs against: it ends once the plan is known to be slower than the study's best, or to be
+            faster and timed for `timed_pairs` pairs, and goes on for up to `race.most_pairs` pairs while neither is
+            known. None to time `timed_pairs` pairs.
         peak_steps: over how many steps, each on its own batch, the peak is taken. The optimizer's first real step makes
             its state, and the second is the first with that state there, so there are at least two.
 
