@@ -60,6 +60,8 @@ class StudyFile(OutsideModel):
     device: str | None = None
     world_size: int | None = None
     trials: int | None = None
+    tolerance: str | float | None = None
+    frontier: bool | None = None
     timeout: str | None = None
     trial_timeout: str | None = None
     workers: int | None = None

@@ -33,6 +33,36 @@ class BudgetType(click.ParamType):  # type: ignore[type-arg]  # not generic befo
             self.fail(str(error), param, ctx)
 
 
+class BudgetsType(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
+    """One budget or several with commas between them; stays text, which the study keeps."""
+
+    name = "budgets"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, if it is budgets."""
+        try:
+            return ",".join(budget.text for budget in Budget.parse_all(str(value)))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class ToleranceType(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
+    """`1%` or `0.01`; becomes a share."""
+
+    name = "tolerance"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The share."""
+        text = str(value).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share < 1:
+            self.fail(f"'{text}' is no share of a step time. Expected 0% to less than 100%, such as 1% or 0.01.")
+        return share
+
+
 class DurationType(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
     """`90s`, `15m`, `1h30m`; becomes seconds."""
 

@@ -79,6 +79,8 @@ def trial_line(progress: SearchProgress) -> str:
     ratio = progress.relative_step_times.get(trial.number)
     if outcome is Outcome.OK and ratio is not None:
         parts.append(f"step time {ratio:.3f} × reference")
+        if trial.measurement.lost_race:
+            parts.append(f"slower: stopped after {len(trial.measurement.pairs)} pairs")
     else:
         parts.append(outcome.replace("_", " "))
         if outcome not in (Outcome.OK, Outcome.OVER_BUDGET) and trial.measurement.message:

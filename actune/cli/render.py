@@ -86,7 +86,7 @@ def render_study(document: dict[str, Any]) -> None:
     console = open_console()
     console.print(
         f"study {document['study']}: target {document['target']} on {document['device']}, "
-        f"budget {format_bytes(document['budget_bytes'])}"
+        f"budget {_budgets_text(document)}"
     )
     if document["trials"]:
         console.print()
@@ -105,10 +105,18 @@ def render_study(document: dict[str, Any]) -> None:
     others = [entry for entry in document["presets"] if entry["plan_hash"] != best["plan_hash"]]
     console.print(_plan_table([best, *others], budget_bytes=document["budget_bytes"]))
     console.print(f"\nrelative: step time over that of {document['reference']}, median of interleaved rounds")
+    for line in certificate_lines(document):
+        console.print(line)
     console.print(f"\nbest: {best['plan']} ({best['plan_hash']}), {_equality(best)}")
+    if best["peak_steps"]:
+        peak = format_bytes(best["peak_bytes"])
+        console.print(f"  peak {peak}, the highest of {best['peak_steps']} steps, each on another batch")
     for line in _beaten(best, others):
         console.print(f"  {line}")
     console.print("\n" + describe_plan(best["plan_toml"]))
+    if len(document["budgets"]) > 1:
+        console.print("\nthe best within each budget:")
+        console.print(_budget_table(document["budgets"]))
     console.print(f"\nexport it: actune export {document['study']} -o plan.toml   (or --format torchtitan-toml, …)")
 
 
@@ -123,7 +131,7 @@ def _trial_table(trials: Sequence[dict[str, Any]], best: dict[str, Any] | None) 
             f"{trial['number']}{' *' if is_best else ''}",
             trial["plan"] if not trial["plan"].startswith("trial") else trial["plan_hash"],
             trial["state"],
-            _outcome(trial, None),
+            "ok, slower" if trial["lost_race"] else _outcome(trial, None),
             format_measured_peak(trial),
             *([format_bytes(trial["predicted_peak_bytes"])] if with_predictions else []),
             format_duration(trial["step_time_s"]),
@@ -131,6 +139,60 @@ def _trial_table(trials: Sequence[dict[str, Any]], best: dict[str, Any] | None) 
             *([format_ratio(trial["predicted_relative_step_time"])] if with_predictions else []),
         )
     return table
+
+
+def _budgets_text(document: dict[str, Any]) -> str:
+    sizes = [budget["budget_bytes"] for budget in document["budgets"]] or [document["budget_bytes"]]
+    return ", ".join(map(format_bytes, sizes))
+
+
+def _budget_table(budgets: Sequence[dict[str, Any]]) -> Table:
+    table = new_table("budget", "best", "peak", "step time", "relative", "bound", "gap")
+    for budget in budgets:
+        best, certificate = budget["best"], budget["certificate"] or {}
+        gap = certificate.get("gap")
+        table.add_row(
+            format_bytes(budget["budget_bytes"]),
+            "no plan fits" if best is None else best["plan"],
+            *(
+                ("–", "–", "–")
+                if best is None
+                else (
+                    format_bytes(best["peak_bytes"]),
+                    format_duration(best["step_time_s"]),
+                    format_ratio(best["relative_step_time"]),
+                )
+            ),
+            format_ratio(certificate.get("bound_relative_step_time")),
+            "–" if gap is None else f"{gap:.1%}",
+        )
+    return table
+
+
+_STOPPED = {
+    "tolerance": "stopped after {trials} trials: with 90% confidence no plan of the space is faster than the best by "
+    "more than {tolerance:.1%}",
+    "exhausted": "stopped after {trials} trials: every plan that may be the best was measured, or is predicted over "
+    "the budget",
+    "trials": "stopped after {trials} trials, as many as --trials allows",
+    "timeout": "stopped after {trials} trials by --timeout",
+}
+
+
+def certificate_lines(document: dict[str, Any]) -> list[str]:
+    """Why the search ended, and how far from the optimum its best plan may be."""
+    lines = []
+    if document["stopped"] is not None:
+        text = _STOPPED[document["stopped"]]
+        lines.append("\n" + text.format(trials=len(document["trials"]), tolerance=document["tolerance"]))
+    certificate = document["certificate"]
+    if certificate is not None and certificate["gap"] is not None:
+        lines.append(
+            f"certificate: best {document['best']['relative_step_time']:.3f} × {document['reference']}, lower bound "
+            f"{certificate['bound_relative_step_time']:.3f}, gap {certificate['gap']:.1%}; with 90% confidence no plan "
+            f"that fits is faster than the best by more than {certificate['possible_gain']:.1%}"
+        )
+    return lines
 
 
 def _equality(best: dict[str, Any]) -> str:

@@ -13,8 +13,9 @@ from actune.cli.loading import check_world_size
 from actune.cli.options import (
     DEFAULT_TRIAL_TIMEOUT,
     MAX_WORLD_SIZE,
-    BudgetType,
+    BudgetsType,
     DurationType,
+    ToleranceType,
     device_help,
     echo_json,
     json_option,
@@ -37,12 +38,17 @@ _DEFAULTS: dict[str, Any] = {
     "timeout": None,
     "trial_timeout": parse_duration_s(DEFAULT_TRIAL_TIMEOUT),
     "workers": 1,
-    "sampler": "tpe",
+    "sampler": "thompson",
+    "tolerance": 0.01,
+    "frontier": False,
     "seed": 0,
     "world_size": 1,
 }
-_FIXED = ("target", "budget", "device", "space", "sampler", "seed", "world_size")
+_FIXED = ("target", "budget", "frontier", "device", "space", "sampler", "seed", "world_size")
 """What a study can't change while it goes on: its trials would not be comparable."""
+
+WHOLE = "100%"
+"""The budget of a frontier that has none: the peak without AC."""
 
 TIMED_PAIRS = 5
 VERDICT_ROUNDS = 9
@@ -52,12 +58,27 @@ VERDICT_ROUNDS = 9
 @click.argument("study_file", required=False, type=click.Path(path_type=Path), metavar="[STUDY.yaml]")
 @click.option("--target", metavar="T", help=target_help)
 @click.option(
-    "--budget", type=BudgetType(), help="Cap on the device's peak: 70GB, 64GiB, or 60% of the peak without AC."
+    "--budget",
+    type=BudgetsType(),
+    metavar="B[,B…]",
+    help="Cap on the device's peak: 70GB, 64GiB, or 60% of the peak without AC; several with commas between them.",
+)
+@click.option(
+    "--frontier",
+    is_flag=True,
+    default=None,
+    help="Search eight budgets, from the smallest predicted peak to --budget (without it, the peak without AC).",
 )
 @click.option("--space", metavar="S", help="A search space: a name (see `actune spaces`) or a YAML file.")
 @click.option("--study", metavar="NAME", help="The study's name; one that exists goes on from where it is.")
 @storage_option
-@click.option("--trials", type=click.IntRange(1, 100_000), help="How many plans are measured in all. Default: 30.")
+@click.option("--trials", type=click.IntRange(1, 100_000), help="How many plans are measured at most. Default: 30.")
+@click.option(
+    "--tolerance",
+    type=ToleranceType(),
+    metavar="T",
+    help="The search ends once no plan is believed to beat the best by more than this share; 0 for never. Default: 1%.",
+)
 @click.option("--timeout", type=DurationType(), help="No trial starts after this long, such as 2h. Default: none.")
 @click.option(
     "--trial-timeout", type=DurationType(), help=f"Cap on loading and on each trial. Default: {DEFAULT_TRIAL_TIMEOUT}."
@@ -65,7 +86,7 @@ VERDICT_ROUNDS = 9
 @click.option("--workers", type=click.IntRange(1, 64), help="Worker processes. Default: 1, which times best on a CPU.")
 @click.option("--device", metavar="D", help=f"{device_help} Default: cpu.")
 @click.option("--world-size", type=click.IntRange(1, MAX_WORLD_SIZE), help=f"{world_size_help} Default: 1.")
-@click.option("--sampler", metavar="NAME", help="tpe or random. Default: tpe.")
+@click.option("--sampler", metavar="NAME", help="thompson, tpe, random, gp or per-layer. Default: thompson.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the model, its data and the sampler. Default: 0.")
 @json_option
 def search(study_file: Path | None, storage: str, as_json: bool, **options: Any) -> None:
@@ -79,6 +100,8 @@ def search(study_file: Path | None, storage: str, as_json: bool, **options: Any)
     if study_file is not None:
         from_file = load_study_file(study_file).model_dump(exclude_none=True)
         asked = _parsed(from_file, source=str(study_file)) | asked
+    if asked.get("frontier"):
+        asked.setdefault("budget", WHOLE)
     for name in ("target", "budget"):
         if name not in asked and not (study_file is None and "study" in asked):
             raise click.UsageError(f"Missing option '--{name}': give it here or in a STUDY.yaml.")
@@ -189,6 +212,8 @@ def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySet
         timed_pairs=TIMED_PAIRS,
         verdict_rounds=VERDICT_ROUNDS,
         world_size=values["world_size"],
+        tolerance=values["tolerance"],
+        frontier=values["frontier"],
     )
 
 

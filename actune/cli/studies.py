@@ -60,6 +60,7 @@ def show(name: str, storage: str, as_json: bool) -> None:
     help="actune (TOML), torchtitan-toml (0.1.0 to 0.2.2), or torchtitan (0.3.0).",
 )
 @click.option("--trial", type=int, metavar="N", help="The plan of this trial instead of the best one.")
+@click.option("--budget", metavar="B", help="The best plan of this one of the study's budgets. Default: the largest.")
 @click.option("--version", metavar="V", help="Of the program that the export is for.")
 @click.option("--base", metavar="B", help="torchtitan: the config to extend, such as llama3:llama3_8b.")
 @click.option(
@@ -80,6 +81,7 @@ def export(
     name: str,
     format_: str,
     trial: int | None,
+    budget: str | None,
     version: str | None,
     base: str | None,
     into: Path | None,
@@ -96,7 +98,9 @@ def export(
 
     with Store.open(storage, create=False) as store:
         study = store.study(name)
-        toml = _plan_toml(store, name, trial)
+        if budget is not None and trial is not None:
+            raise UsageError("--budget and --trial name two plans. Give one of them.")
+        toml = _plan_toml(store, name, trial) if budget is None else _plan_of_budget(store, name, budget)
     exported = export_plan(
         parse_plan(toml, source=f"study '{name}'"),
         study.target.structure,
@@ -162,3 +166,27 @@ def _plan_toml(store: Store, name: str, number: int | None) -> str:
     if verdict.best_toml is None:
         raise UsageError(f"study '{name}' found no plan that fits and is equal to no AC. Export a trial by --trial N.")
     return verdict.best_toml
+
+
+def _plan_of_budget(store: Store, name: str, text: str) -> str:
+    from actune.units import Budget, format_bytes
+
+    study, verdict = store.study(name), store.verdict(name)
+    asked = Budget.parse(text)
+    budgets = Budget.parse_all(study.settings.budget)
+    sizes = study.budgets_bytes or ()
+    if asked.absolute_bytes is not None:
+        size_bytes = asked.absolute_bytes
+    elif asked in budgets and not study.settings.frontier:
+        # The study keeps sizes, the largest first; shares of one peak have the same order.
+        shares = sorted(budgets, key=lambda budget: -(budget.fraction_of_no_ac or 0.0))
+        size_bytes = sizes[shares.index(asked)] if len(shares) == len(sizes) else -1
+    else:
+        size_bytes = -1
+    if size_bytes not in sizes:
+        known = ", ".join(f"{size}B ({format_bytes(size)})" for size in sizes)
+        raise UsageError(f"study '{name}' has no budget {text}. It has: {known or 'none yet'}.")
+    decided = next((d for d in verdict.budgets if d.budget_bytes == size_bytes), None) if verdict else None
+    if decided is None or decided.best_toml is None:
+        raise UsageError(f"study '{name}' has no best plan within {text}. See `actune show {name}`.")
+    return decided.best_toml

@@ -9,7 +9,7 @@ from actune.predictions import PredictionRecord
 from actune.records import Measurement, Outcome
 from actune.statistics import Clock, clock_of, median_step_time_s, relative_step_time
 from actune.store import Store, StudySummary
-from actune.study_records import StudyRecord, TrialRecord, Verdict, VerdictEntry
+from actune.study_records import BudgetVerdict, StudyRecord, TrialRecord, Verdict, VerdictEntry
 
 _STATES = {Outcome.OK: "complete", Outcome.OVER_BUDGET: "pruned", Outcome.OOM: "pruned"}
 
@@ -49,29 +49,26 @@ def study_document(store: Store, name: str) -> dict[str, Any]:
     clock = clock_of(study.environment)
     compared = {} if verdict is None else {entry.plan_hash: entry for entry in verdict.entries}
     entries = [_trial_entry(trial, study, clock, predicted) for trial in trials]
-    run = {trial.plan_hash for trial in trials}
     return {
         "study": study.name,
         "target": study.target.spec,
         "device": study.settings.device,
         "budget_bytes": study.budget_bytes,
-        "best": _best(trials, verdict, compared, predicted),
+        "best": _best(trials, verdict, study.budget_bytes, compared, predicted),
         "trials": entries,
-        "presets": [
-            _final_entry(trial.preset, entry, compared.get(trial.plan_hash))
-            for trial, entry in zip(trials, entries, strict=True)
-            if trial.preset is not None
-        ]
-        + [
-            _final_entry(
-                prediction.preset,
-                plan_entry(prediction.preset, prediction.plan_hash) | predicted.part(prediction.plan_hash),
-                None,
-            )
-            for prediction in predicted.records
-            if prediction.preset is not None and prediction.plan_hash not in run
-        ],
+        "presets": _presets(trials, entries, compared, predicted),
         "reference": None if study.reference_hash is None else _label(study.reference_hash, trials),
+        "tolerance": study.settings.tolerance,
+        "stopped": None if verdict is None else verdict.stopped,
+        "certificate": _certificate(verdict, study.budget_bytes, compared),
+        "budgets": [
+            {
+                "budget_bytes": budget_bytes,
+                "best": _best(trials, verdict, budget_bytes, compared, predicted),
+                "certificate": _certificate(verdict, budget_bytes, compared),
+            }
+            for budget_bytes in study.budgets_bytes or ()
+        ],
         "smallest_peak_bytes": None if verdict is None else verdict.smallest_peak_bytes,
         "largest_peak_error": _largest_peak_error(trials, predicted),
         "finished": verdict is not None and verdict.trials == len(trials),
@@ -141,6 +138,8 @@ def _trial_entry(trial: TrialRecord, study: StudyRecord, clock: Clock, predicted
         "number": trial.number,
         "state": _STATES.get(outcome, "failed"),
         "compile_s": trial.measurement.compile_s,
+        "pairs": len(trial.measurement.pairs),
+        "lost_race": trial.measurement.lost_race,
         "attempt": trial.attempt,
         "reused": trial.reused,
         "message": trial.measurement.message,
@@ -162,22 +161,70 @@ def _final_entry(label: str, shown: Mapping[str, Any], entry: VerdictEntry | Non
     return document
 
 
+def _presets(
+    trials: Sequence[TrialRecord],
+    entries: Sequence[dict[str, Any]],
+    compared: Mapping[str, VerdictEntry],
+    predicted: Predicted,
+) -> list[dict[str, Any]]:
+    """The presets that ran, then those that did not: measured under another name, or only predicted."""
+    shown = [
+        _final_entry(trial.preset, entry, compared.get(trial.plan_hash))
+        for trial, entry in zip(trials, entries, strict=True)
+        if trial.preset is not None
+    ]
+    named = {entry["plan"] for entry in shown}
+    of_plan = dict(zip((trial.plan_hash for trial in trials), entries, strict=True))
+    for record in predicted.records:
+        if record.preset is not None and record.preset not in named:
+            unmeasured = plan_entry(record.preset, record.plan_hash) | predicted.part(record.plan_hash)
+            entry = of_plan.get(record.plan_hash, unmeasured)
+            shown.append(_final_entry(record.preset, entry, compared.get(record.plan_hash)))
+    return shown
+
+
+def _decided(verdict: Verdict | None, budget_bytes: int | None) -> BudgetVerdict | None:
+    """The part of a verdict that speaks of a budget; what there is of one from before there could be several."""
+    if verdict is None or budget_bytes is None:
+        return None
+    if not verdict.budgets:
+        return BudgetVerdict(budget_bytes, verdict.best_hash, verdict.best_toml, None, 0, None)
+    return next((decided for decided in verdict.budgets if decided.budget_bytes == budget_bytes), None)
+
+
+def _certificate(
+    verdict: Verdict | None, budget_bytes: int | None, compared: Mapping[str, VerdictEntry]
+) -> dict[str, Any] | None:
+    decided = _decided(verdict, budget_bytes)
+    if decided is None or decided.certificate is None:
+        return None
+    bound = decided.certificate.bound_relative_step_time
+    best = None if decided.best_hash is None else compared[decided.best_hash].relative_step_time
+    return {
+        "bound_relative_step_time": bound,
+        "possible_gain": decided.certificate.possible_gain,
+        "gap": None if best is None or bound <= 0 else max(0.0, best / bound - 1),
+    }
+
+
 def _best(
     trials: Sequence[TrialRecord],
     verdict: Verdict | None,
+    budget_bytes: int | None,
     compared: Mapping[str, VerdictEntry],
     predicted: Predicted,
 ) -> dict[str, Any] | None:
-    if verdict is None or verdict.best_hash is None:
+    decided = _decided(verdict, budget_bytes)
+    if verdict is None or decided is None or decided.best_hash is None:
         return None
-    trial = next(t for t in trials if t.plan_hash == verdict.best_hash)
-    entry = compared[verdict.best_hash]
-    report = dict(verdict.gradients)[verdict.best_hash]
+    trial = next(t for t in trials if t.plan_hash == decided.best_hash)
+    entry = compared[decided.best_hash]
+    report = dict(verdict.gradients)[decided.best_hash]
     return plan_entry(
         _label(trial.plan_hash, trials),
         trial.plan_hash,
         outcome=Outcome.OK,
-        peak_bytes=trial.measurement.peak_bytes,
+        peak_bytes=decided.peak_bytes or trial.measurement.peak_bytes,
         step_time_s=median_step_time_s(entry.samples),
         relative=entry.relative_step_time,
     ) | {
@@ -185,7 +232,8 @@ def _best(
         "relative_step_time_low": entry.relative_low,
         "relative_step_time_high": entry.relative_high,
         "trial": trial.number,
-        "plan_toml": verdict.best_toml,
+        "plan_toml": decided.best_toml,
+        "peak_steps": decided.peak_steps,
         "gradients_equal": report.equal if report.compared else None,
         "gradients_bitwise": report.bitwise if report.compared else None,
     }

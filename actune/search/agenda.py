@@ -120,8 +120,11 @@ class Agenda:
             is_found = any(self._ledger.best(budget_bytes) is not None for budget_bytes in self._budgets_bytes)
             return StopReason.TOLERANCE if is_found else StopReason.EXHAUSTED
         advice = self._ledger.advice if self._is_advised else None
-        if advice is not None:
-            return None if self._advise(advice, open_budgets, is_seen) else StopReason.EXHAUSTED
+        if advice is not None and self._advise(advice, open_budgets, is_seen):
+            return None
+        if advice is not None and self._tolerance > 0:
+            return StopReason.EXHAUSTED
+        # Asked to go on for as long as there are trials: then any plan will do.
         if self._is_advised or self.fruitless_in_a_row >= FRUITLESS_IN_A_ROW:
             self.fruitless_in_a_row = 0
             return None if self._study.enqueue_unseen(is_seen, tries=UNSEEN_TRIES) else StopReason.EXHAUSTED

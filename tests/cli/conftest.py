@@ -102,7 +102,19 @@ def finished_folder(tmp_path_factory):
     """A folder with the finished study `sound`."""
     folder = tmp_path_factory.mktemp("finished")
     search = actune_process(
-        "search", "--target", SOUND, "--budget", "70%", "--trials", 10, "--study", "sound", "--json", folder=folder
+        "search",
+        "--target",
+        SOUND,
+        "--budget",
+        "70%",
+        "--trials",
+        10,
+        "--tolerance",
+        0,
+        "--study",
+        "sound",
+        "--json",
+        folder=folder,
     )
     result = ended(search)
     assert result.code == 0, result.err

@@ -6,7 +6,7 @@ from actune.errors import UsageError
 from actune.store import Store
 from tests.cli.conftest import SOUND, actune_process, ended, is_whole, marked_processes, wait_until
 
-SEARCH = ("search", "--target", SOUND, "--budget", "80%", "--study", "s", "--seed", 0)
+SEARCH = ("search", "--target", SOUND, "--budget", "80%", "--study", "s", "--seed", 0, "--tolerance", 0)
 
 
 def finished_trials(folder):

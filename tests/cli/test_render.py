@@ -34,6 +34,10 @@ def study(**changes):
         "reference": "full",
         "largest_peak_error": None,
         "finished": True,
+        "budgets": [],
+        "certificate": None,
+        "stopped": None,
+        "tolerance": 0.01,
     }
     return document | changes
 
@@ -47,7 +51,13 @@ def study(**changes):
     ],
 )
 def test_what_is_known_of_gradients(equal, bitwise, line, capsys):
-    known = {"trial": 4, "plan_toml": dump_plan(Plan()), "gradients_equal": equal, "gradients_bitwise": bitwise}
+    known = {
+        "trial": 4,
+        "plan_toml": dump_plan(Plan()),
+        "gradients_equal": equal,
+        "gradients_bitwise": bitwise,
+        "peak_steps": 8,
+    }
     render_study(study(best=entry("trial 4", 0.9, 0.88, 0.93) | known))
     assert line in " ".join(capsys.readouterr().out.split())
 
@@ -58,6 +68,7 @@ def test_what_the_best_plan_beats(capsys):
         "plan_toml": dump_plan(Plan()),
         "gradients_equal": True,
         "gradients_bitwise": True,
+        "peak_steps": 0,
     }
     presets = [
         entry("full", 1.0, 1.0, 1.0),
@@ -78,6 +89,7 @@ def test_predictions_beside_measurements_and_presets_that_did_not_run(capsys):
     measured = {
         "number": 0,
         "state": "complete",
+        "lost_race": False,
         "predicted_peak_bytes": 2**20,
         "predicted_relative_step_time": 0.98765,
     }
@@ -94,3 +106,44 @@ def test_predictions_beside_measurements_and_presets_that_did_not_run(capsys):
     assert "largest error of a predicted peak so far: 0.123%" in lines
     assert "none not run: predicted over the budget – 4.0 MiB – – – –" in lines
     assert "split not run: a treatment of it can't be had – – – – – –" in lines
+
+
+def decided(**changes):
+    best = entry("trial 4", 0.9, 0.88, 0.93)
+    best |= {"trial": 4, "plan_toml": dump_plan(Plan()), "gradients_equal": True, "gradients_bitwise": True}
+    certificate = {"bound_relative_step_time": 0.88, "possible_gain": 0.004, "gap": 0.9 / 0.88 - 1}
+    return study(best=best | {"peak_steps": 8}, certificate=certificate, stopped="tolerance") | changes
+
+
+@pytest.mark.parametrize(
+    ("stopped", "line"),
+    [
+        ("tolerance", "with 90% confidence no plan of the space is faster than the best by more than 1.0%"),
+        ("exhausted", "every plan that may be the best was measured, or is predicted over the budget"),
+        ("trials", "stopped after 0 trials, as many as --trials allows"),
+        ("timeout", "stopped after 0 trials by --timeout"),
+    ],
+)
+def test_why_it_stopped_and_how_far_from_the_optimum_it_may_be(stopped, line, capsys):
+    render_study(decided(stopped=stopped))
+    text = " ".join(capsys.readouterr().out.split())
+    assert line in text
+    assert "certificate: best 0.900 × full, lower bound 0.880, gap 2.3%" in text
+    assert "peak 1.0 MiB, the highest of 8 steps, each on another batch" in text
+
+
+def test_the_best_within_each_budget(capsys):
+    document = decided()
+    none = {"budget_bytes": 2**19, "best": None, "certificate": None}
+    budgets = [{"budget_bytes": 2**21, "best": document["best"], "certificate": document["certificate"]}, none]
+    render_study(document | {"budgets": budgets})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "study s: target t on cpu, budget 2.0 MiB, 512.0 KiB" in lines
+    assert "2.0 MiB trial 4 1.0 MiB 90.0 ms 0.900 0.880 2.3%" in lines
+    assert "512.0 KiB no plan fits – – – – –" in lines
+
+
+def test_a_trial_that_lost_its_race_says_so(capsys):
+    lost = entry("sac", 1.2, None, None) | {"number": 0, "state": "complete", "lost_race": True}
+    render_study(study(trials=[lost]))
+    assert "0 sac complete ok, slower" in " ".join(capsys.readouterr().out.split())
