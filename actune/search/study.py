@@ -98,6 +98,8 @@ class PlanStudy:
         trials = self._study.get_trials(deepcopy=False)
         # A sampler that starts anew with the same seed would propose the first trials again.
         self._study.sampler = make_sampler(sampler, seed + len(trials))
+        # Optuna's GP models what all completed trials have in common: one without parameters would leave it nothing.
+        self._completes_without_parameters = sampler != "gp"
         self._rng = random.Random(seed + len(trials))
         # Optuna reads the whole study where it is asked for a trial by its number; what this process knows it keeps.
         self._waiting = sum(trial.state is TrialState.WAITING for trial in trials)
@@ -227,7 +229,7 @@ class PlanStudy:
         """Tells Optuna how a trial ended. Telling a trial twice is no error: a coordinator may have died in between.
 
         A plan that fits is a value; one over the budget or out of memory is PRUNED with its constraint, from which the
-        sampler learns; a crash, a hang or an error is FAIL.
+        sampler learns; a crash, a hang or an error is FAIL. For `gp` a plan without parameters is PRUNED too.
         """
         trial = self._asked.get(number)
         if trial is None:
@@ -245,7 +247,8 @@ class PlanStudy:
             self._asked.pop(number, None)
             return
         self._constrain(trial, excess)
-        if excess <= 0 and relative_step_time is not None:
+        teaches = self._completes_without_parameters or bool(trial.params)
+        if excess <= 0 and relative_step_time is not None and teaches:
             assert measurement.peak_bytes is not None, "a plan that fits has a peak"
             values = [relative_step_time, measurement.peak_bytes / budget_bytes]
             self._study.tell(trial, values[: self._objectives])

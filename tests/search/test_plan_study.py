@@ -311,3 +311,13 @@ def test_sampler_that_is_none_is_named() -> None:
     assert [check_sampler(name) for name in SAMPLERS] == ["thompson", "tpe", "random", "gp", "per-layer"]
     with pytest.raises(UsageError, match=r"sampler 'cmaes' is not known\. Expected one of: thompson, tpe, random, gp, per-layer\."):
         check_sampler("cmaes")
+
+
+def test_plans_without_parameters_leave_the_gaussian_process_something_to_model(store: Store) -> None:
+    yaml = "schema: 1\nsegments: 1\npresets: [full-every-2]\nmenu:\n  - policy: none\n  - policy: full\n"
+    space = ModelSpace(parse_space(yaml, name="test"), dense(4))
+    with opened(store, space, sampler="gp") as study:
+        assert told(study, OK).state is TrialState.PRUNED
+        for _ in range(2):
+            assert told(study, OK).state is TrialState.COMPLETE
+        assert study._study.sampler.infer_relative_search_space(study._study, study._trial(0))
