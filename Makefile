@@ -37,7 +37,7 @@ bench: $(STAMP)  ## Run the fast benchmarks: one JSON line each
 	$(BIN)/python benchmarks/solver.py --fast
 	$(BIN)/python benchmarks/profiling.py --fast
 	$(BIN)/python benchmarks/prediction.py --fast
-	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/search.py --fast
 
 clean:  ## Remove the virtual environment, caches and studies
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist studies/*.db* studies/logs $(EXPORTS)
