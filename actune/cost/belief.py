@@ -259,13 +259,14 @@ def worth_of(relative: Floats, candidates: Sequence[int], best: int, log_error: 
         best: row of the best plan so far.
         log_error: standard error of the logarithm of a measured ratio.
     """
+    rows = np.array(candidates, np.intp)
     mean = relative.mean(axis=1)
     centred = relative - mean[:, None]
-    covariance = centred @ centred[candidates].T / relative.shape[1]
-    variance = covariance[candidates, np.arange(len(candidates))]
-    moved = covariance / np.sqrt(variance + (log_error * mean[candidates]) ** 2)
+    covariance = centred @ centred[rows].T / relative.shape[1]
+    variance = covariance[rows, np.arange(len(rows))]
+    moved = covariance / np.sqrt(variance + (log_error * mean[rows]) ** 2)
     least = (mean[:, None, None] + moved[:, :, None] * _NORMAL_POINTS).min(axis=0).mean(axis=1)
-    improvement = np.maximum(0.0, relative[best] - relative[candidates]).mean(axis=1)
+    improvement = np.maximum(0.0, relative[best] - relative[rows]).mean(axis=1)
     result: Floats = improvement + mean.min() - least
     return result
 

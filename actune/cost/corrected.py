@@ -10,7 +10,7 @@ from actune.cost.solver.problem import LayerChoices, Option, Problem
 from actune.cost.stack import Stack
 from actune.cost.time_parts import Correction, TimePart, outside_of_layers
 from actune.errors import InfeasibleBudgetError
-from actune.plan import Treatment
+from actune.plan import NO_AC, Treatment
 
 Allowed = Callable[[Treatment], bool]
 
@@ -52,12 +52,13 @@ class CorrectableStack:
         return tuple(dict.fromkeys(treatment for menu in self.stack.menus.values() for treatment in menu))
 
     def restricted(self, allowed: Allowed) -> CorrectableStack:
-        """With the allowed treatments alone; a layer that none of its own is allowed to keeps them all."""
+        """With the allowed treatments alone; a layer that would have none left, or only no AC, keeps them all."""
         stack = self.stack
         kept = {}
         for fqn, menu in stack.menus.items():
             numbers = [number for number, treatment in enumerate(menu) if allowed(treatment)]
-            kept[fqn] = numbers or [*range(len(menu))]
+            is_some = any(menu[number] != NO_AC for number in numbers)
+            kept[fqn] = numbers if is_some else [*range(len(menu))]
         layers = tuple(
             replace(layer, options=tuple(layer.options[number] for number in kept[fqn]))
             for (fqn, _), layer in zip(stack.calls, stack.problem.layers, strict=True)
