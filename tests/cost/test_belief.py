@@ -144,6 +144,38 @@ def test_the_same_seed_gives_the_same_draws_and_another_one_others() -> None:
     assert not np.isclose(first, another).any()
 
 
+def test_a_repeated_measurement_counts_as_one_of_less_error() -> None:
+    # The mean of four is known twice as well as each; what the plan itself is off by is the same in all of them.
+    once = TimeObservation(MIXED, REFERENCE, 0.9, LOG_ERROR)
+    repeated, as_one = belief_of([once] * 4), belief_of([TimeObservation(MIXED, REFERENCE, 0.9, LOG_ERROR / 2)])
+    believed = repeated.posterior().mean().correction(0)
+    assert believed == pytest.approx(as_one.posterior().mean().correction(0), abs=1e-9)
+
+    def spread(belief: StepTimeBelief) -> float:
+        draws = belief.posterior().draws(20_000, 5)
+        return float((draws.of_plan_s(MIXED) / draws.of_plan_s(REFERENCE)).std())
+
+    assert spread(repeated) == pytest.approx(spread(as_one), rel=0.05)
+    assert spread(repeated) < 0.7 * spread(belief_of([once]))
+
+
+def test_the_unit_of_time_makes_no_difference() -> None:
+    def in_milliseconds(plan: KnownPlan) -> KnownPlan:
+        return KnownPlan(plan.name, {part: 1000 * time_s for part, time_s in plan.parts.items()})
+
+    scaled = [
+        TimeObservation(in_milliseconds(seen.plan), in_milliseconds(seen.reference), seen.relative_step_time, LOG_ERROR)
+        for seen in SEEN
+    ]
+    assert factors(belief_of(scaled), 16, 3) == pytest.approx(factors(belief_of(SEEN), 16, 3))
+
+
+def test_the_reference_beside_itself_teaches_nothing() -> None:
+    beside_itself = belief_of([*SEEN, observed(REFERENCE, 1.0)])
+    expected = belief_of(SEEN).posterior().mean().correction(0)
+    assert beside_itself.posterior().mean().correction(0) == pytest.approx(expected)
+
+
 def test_what_is_learned_of_a_policy_moves_it_elsewhere_too_but_less() -> None:
     here = of_layers(FULL)
     elsewhere = [of_layers(FULL, "Other"), of_layers(FULL, compile="layer"), of_layers(FULL, "Other", "layer")]
