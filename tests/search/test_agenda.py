@@ -18,7 +18,7 @@ from actune.step_profile import PlanProfiled, ProfilePlan, StepProfile
 from actune.store import Store
 from actune.study_records import StopReason
 
-from .fakes import NO_AC_HASH, FakeEngine, Machine, peak_of, search, time_of
+from .fakes import NO_AC_HASH, SPACE, FakeEngine, Machine, peak_of, search, time_of
 
 BUDGET_BYTES = 2000
 TOLERANCE = 0.01
@@ -144,6 +144,36 @@ def test_one_category_per_layer_gets_no_predicted_plan_but_all_presets(store: St
     machine = OddlyProfiled(factors={"selective": 2.0})
     search(store, machine, sampler="per-layer", trials=6, tolerance=0.0)
     assert named(store) == ["full", "sac", GREEDY, None, None, None]
+
+
+WITH_MEMORY_BUDGETS = (
+    SPACE.replace("segments: 2", 'segments: 2\ncompile: ["off", model]')
+    + """
+  - policy: memory_budget
+    each:
+      memory_budget: [0.25, 0.5]
+"""
+)
+
+
+def memory_budgets(store: Store) -> list[float | None]:
+    rules = [rule for trial in store.trials("a") for rule in parse_plan(trial.plan_toml).rules]
+    return [rule.treatment.memory_budget for rule in rules if rule.treatment.policy == "memory_budget"]
+
+
+def test_memory_budgets_of_the_whole_model_are_measured_as_no_sum_of_layers_tells_of_them(
+    store: Store, machine: Machine
+) -> None:
+    search(store, machine, sampler="thompson", trials=30, space_yaml=WITH_MEMORY_BUDGETS)
+    assert memory_budgets(store) == [0.25, 0.5]
+    # After the reference and the predicted optimum, before what is advised.
+    plans = [parse_plan(trial.plan_toml) for trial in store.trials("a")]
+    assert [plan.compile for plan in plans[:4]] == ["off", "off", "model", "model"]
+
+
+def test_a_sampler_that_learns_gets_no_memory_budgets_in_advance(store: Store, machine: Machine) -> None:
+    search(store, machine, sampler="tpe", trials=7, space_yaml=WITH_MEMORY_BUDGETS)
+    assert memory_budgets(store) == []
 
 
 @pytest.mark.parametrize("sampler", ["thompson", "tpe", "random", "per-layer"])
