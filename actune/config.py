@@ -60,7 +60,7 @@ class StudyFile(OutsideModel):
     device: str | None = None
     world_size: int | None = None
     trials: int | None = None
-    tolerance: str | float | None = None
+    tolerance: str | int | float | None = None
     frontier: bool | None = None
     timeout: str | None = None
     trial_timeout: str | None = None

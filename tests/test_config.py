@@ -204,7 +204,7 @@ def test_shipped_studies_are_complete() -> None:
     for path in paths:
         study = load_study_file(path)
         assert study.target
-        assert Budget.parse(study.budget or "")
+        assert Budget.parse_all(study.budget or "")
         assert study.space is None or load_space(study.space)
 
 
@@ -214,6 +214,13 @@ def test_study_file(tmp_path: Path) -> None:
     assert load_study_file(path) == StudyFile(target="moe-tiny", budget="70%", timeout="1h30m", trials=16)
 
 
+@pytest.mark.parametrize(("written", "tolerance"), [("1%", "1%"), ("0.02", 0.02), ("0", 0.0)])
+def test_study_file_of_a_frontier(tmp_path: Path, written: str, tolerance: str | float) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(f"schema: 1\ntarget: moe-tiny\nfrontier: true\ntolerance: {written}\n", encoding="utf-8")
+    assert load_study_file(path) == StudyFile(target="moe-tiny", frontier=True, tolerance=tolerance)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -221,6 +228,8 @@ def test_study_file(tmp_path: Path) -> None:
         ("timeout: 90", r"timeout: .*string \(got 90\)"),
         ("trials: '16'", r"trials: .*integer"),
         ("trials: yes", r"trials: .*integer \(got True\)"),
+        ("tolerance: yes", "tolerance"),
+        ("frontier: 8", r"frontier: .*boolean \(got 8\)"),
         ("study: no", r"study: .*string \(got False\)"),
         ("bugdet: 70%", "unknown key 'bugdet'. Did you mean 'budget'?"),
         ("storage: x", "unknown key 'storage'"),

@@ -116,15 +116,13 @@ def _of_study(storage: str, name: str) -> dict[str, Any]:
 def _draw(document: dict[str, Any], path: Path) -> None:
     from actune.cli.plot import draw_frontier
 
-    budgets_bytes = [found["budget_bytes"] for found in document.get("budgets", ())]
-    if document.get("budget_bytes") is not None:
-        budgets_bytes.append(document["budget_bytes"])
+    of_target = [found["budget_bytes"] for found in document.get("budgets", ())]
     draw_frontier(
         document["points"],
         path,
         title=f"{document['target']} on {document['device']}",
         reference=document["reference"] or "the reference",
-        budgets_bytes=budgets_bytes,
+        budgets_bytes=document.get("budgets_bytes", of_target),
         device_bytes=document.get("device_total_bytes"),
     )
     click.echo(f"wrote {path}", err=True)

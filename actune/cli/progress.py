@@ -80,7 +80,7 @@ def trial_line(progress: SearchProgress) -> str:
     if outcome is Outcome.OK and ratio is not None:
         parts.append(f"step time {ratio:.3f} × reference")
         if trial.measurement.lost_race:
-            parts.append(f"slower: stopped after {len(trial.measurement.pairs)} pairs")
+            parts.append(f"slower, stopped after {len(trial.measurement.pairs)} pairs")
     else:
         parts.append(outcome.replace("_", " "))
         if outcome not in (Outcome.OK, Outcome.OVER_BUDGET) and trial.measurement.message:
@@ -95,7 +95,7 @@ def best_line(progress: SearchProgress) -> str:
     outcomes = Counter(outcome_under(t.measurement, progress.study.budget_bytes) for t in progress.trials)
     pruned = outcomes[Outcome.OVER_BUDGET] + outcomes[Outcome.OOM]
     best = "no plan fits yet" if progress.best is None else f"best {progress.relative_step_times[progress.best]:.3f}"
-    return f"{best}, {pruned} pruned, {_time_left(progress)} left"
+    return f"{best}, {pruned} pruned, {_time_left(progress)}"
 
 
 def _time_left(progress: SearchProgress) -> str:
@@ -109,4 +109,7 @@ def _time_left(progress: SearchProgress) -> str:
     remaining_s = (progress.total - len(progress.trials)) * (mean(durations_s) if durations_s else 0.0)
     if progress.deadline_s is not None:
         remaining_s = min(remaining_s, progress.deadline_s)
-    return f"about {format_duration(round(remaining_s))}" if remaining_s >= 1 else "little"
+    if remaining_s < 1:
+        return "little left"
+    remaining = f"{round(remaining_s)} s" if remaining_s < 60 else format_duration(remaining_s)
+    return f"about {remaining} left at most"

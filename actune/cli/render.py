@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -85,51 +85,80 @@ def render_study(document: dict[str, Any]) -> None:
     """A study: its trials, the presets in the final comparison, and the best plan with what it beats."""
     console = open_console()
     console.print(
-        f"study {document['study']}: target {document['target']} on {document['device']}, "
-        f"budget {_budgets_text(document)}"
+        f"study {document['study']}: target {document['target']} on {document['device']}, {_budgets(document)}"
     )
     if document["trials"]:
         console.print()
-        console.print(_trial_table(document["trials"], document["best"]))
+        console.print(_trial_table(document["trials"], _best_plans(document), document["presets"]))
+        if any(trial["lost_race"] for trial in document["trials"]):
+            console.print("\nslower: clearly slower than the best, so timing stopped after a few pairs")
     if document["largest_peak_error"] is not None:
         console.print(f"\nlargest error of a predicted peak so far: {document['largest_peak_error']:.3%}")
     best = document["best"]
     if best is None:
-        console.print("\nno best plan" if document["finished"] else "\nno verdict yet: the study has not ended")
-        not_run = [entry for entry in document["presets"] if entry["outcome"] is None]
-        if not_run:
-            console.print("\npresets that did not run:")
-            console.print(_plan_table(not_run, budget_bytes=document["budget_bytes"]))
+        _render_without_best(console, document)
         return
     console.print("\nthe final comparison, side by side:")
-    others = [entry for entry in document["presets"] if entry["plan_hash"] != best["plan_hash"]]
-    console.print(_plan_table([best, *others], budget_bytes=document["budget_bytes"]))
-    console.print(f"\nrelative: step time over that of {document['reference']}, median of interleaved rounds")
-    for line in certificate_lines(document):
+    best_plans, presets = _best_plans(document), document["presets"]
+    compared = [entry | {"plan": _name(entry, presets)} for entry in best_plans.values()]
+    compared += [entry for entry in presets if entry["plan_hash"] not in best_plans]
+    console.print(_plan_table(compared, budget_bytes=document["budget_bytes"]))
+    console.print(f"\nrelative: step time over that of {document['reference']}, median of interleaved rounds\n")
+    for line in end_lines(document):
         console.print(line)
     console.print(f"\nbest: {best['plan']} ({best['plan_hash']}), {_equality(best)}")
     if best["peak_steps"]:
         peak = format_bytes(best["peak_bytes"])
         console.print(f"  peak {peak}, the highest of {best['peak_steps']} steps, each on another batch")
-    for line in _beaten(best, others):
+    for line in _beaten(best, presets):
         console.print(f"  {line}")
     console.print("\n" + describe_plan(best["plan_toml"]))
-    if len(document["budgets"]) > 1:
-        console.print("\nthe best within each budget:")
-        console.print(_budget_table(document["budgets"]))
-    console.print(f"\nexport it: actune export {document['study']} -o plan.toml   (or --format torchtitan-toml, …)")
+    is_one = len(document["budgets"]) < 2
+    if not is_one:
+        console.print("\nthe best plan within each budget:")
+        console.print(_budget_table(document["budgets"], presets))
+    which = "" if is_one else f"--budget {document['budgets'][0]['budget'] or document['budget_bytes']} "
+    console.print(
+        f"\nexport it: actune export {document['study']} {which}-o plan.toml   (or --format torchtitan-toml, …)"
+    )
 
 
-def _trial_table(trials: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> Table:
+def _render_without_best(console: Console, document: dict[str, Any]) -> None:
+    console.print()
+    if document["finished"]:
+        console.print("no best plan")
+    for line in end_lines(document):
+        console.print(line)
+    not_run = [entry for entry in document["presets"] if entry["outcome"] is None]
+    if not_run:
+        console.print("\npresets that did not run:")
+        console.print(_plan_table(not_run, budget_bytes=document["budget_bytes"]))
+
+
+def _best_plans(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The best plan of each budget by its hash, that of the largest first."""
+    found = [document["best"], *(budget["best"] for budget in document["budgets"])]
+    return {best["plan_hash"]: best for best in found if best is not None}
+
+
+def _name(entry: Mapping[str, Any], presets: Sequence[dict[str, Any]], name: str | None = None) -> str:
+    """What a plan is called, and which presets it is too."""
+    name = name or entry["plan"]
+    others = [p["plan"] for p in presets if p["plan_hash"] == entry["plan_hash"] and p["plan"] != entry["plan"]]
+    return f"{name} ({', '.join(others)})" if others else name
+
+
+def _trial_table(
+    trials: Sequence[dict[str, Any]], best_plans: Container[str], presets: Sequence[dict[str, Any]]
+) -> Table:
     """Every prediction beside its measurement, where there are any."""
     with_predictions = _any_predicted(trials)
     predicted = ("predicted",) if with_predictions else ()
     table = new_table("trial", "plan", "state", "outcome", "peak", *predicted, "step time", "relative", *predicted)
     for trial in trials:
-        is_best = best is not None and best["plan_hash"] == trial["plan_hash"]
         table.add_row(
-            f"{trial['number']}{' *' if is_best else ''}",
-            trial["plan"] if not trial["plan"].startswith("trial") else trial["plan_hash"],
+            f"{trial['number']}{' *' if trial['plan_hash'] in best_plans else ''}",
+            _name(trial, presets, trial["plan_hash"] if trial["plan"].startswith("trial") else None),
             trial["state"],
             "ok, slower" if trial["lost_race"] else _outcome(trial, None),
             format_measured_peak(trial),
@@ -141,56 +170,66 @@ def _trial_table(trials: Sequence[dict[str, Any]], best: dict[str, Any] | None) 
     return table
 
 
-def _budgets_text(document: dict[str, Any]) -> str:
+def _budgets(document: dict[str, Any]) -> str:
     sizes = [budget["budget_bytes"] for budget in document["budgets"]] or [document["budget_bytes"]]
-    return ", ".join(map(format_bytes, sizes))
+    return f"{'budget' if len(sizes) == 1 else 'budgets'} {', '.join(map(format_bytes, sizes))}"
 
 
-def _budget_table(budgets: Sequence[dict[str, Any]]) -> Table:
-    table = new_table("budget", "best", "peak", "step time", "relative", "bound", "gap")
+def _budget_table(budgets: Sequence[dict[str, Any]], presets: Sequence[dict[str, Any]]) -> Table:
+    """The best plan of each budget, and how far from the optimum it may be."""
+    table = new_table("budget", "best plan", "peak", "step time", "relative", "bound", "gap")
     for budget in budgets:
-        best, certificate = budget["best"], budget["certificate"] or {}
-        gap = certificate.get("gap")
+        size = format_bytes(budget["budget_bytes"])
+        best = budget["best"] or {"peak_bytes": None, "step_time_s": None, "relative_step_time": None}
+        certificate = budget["certificate"] or {"bound_relative_step_time": None, "gap": None}
         table.add_row(
-            format_bytes(budget["budget_bytes"]),
-            "no plan fits" if best is None else best["plan"],
-            *(
-                ("–", "–", "–")
-                if best is None
-                else (
-                    format_bytes(best["peak_bytes"]),
-                    format_duration(best["step_time_s"]),
-                    format_ratio(best["relative_step_time"]),
-                )
-            ),
-            format_ratio(certificate.get("bound_relative_step_time")),
-            "–" if gap is None else f"{gap:.1%}",
+            size if budget["budget"] is None else f"{budget['budget']} ({size})",
+            "no plan fits" if budget["best"] is None else _name(best, presets),
+            format_bytes(best["peak_bytes"]),
+            format_duration(best["step_time_s"]),
+            format_ratio(best["relative_step_time"]),
+            format_ratio(certificate["bound_relative_step_time"]),
+            "–" if certificate["gap"] is None else f"{certificate['gap']:.1%}",
         )
     return table
 
 
 _STOPPED = {
-    "tolerance": "stopped after {trials} trials: with 90% confidence no plan of the space is faster than the best by "
-    "more than {tolerance:.1%}",
-    "exhausted": "stopped after {trials} trials: every plan that may be the best was measured, or is predicted over "
-    "the budget",
-    "trials": "stopped after {trials} trials, as many as --trials allows",
-    "timeout": "stopped after {trials} trials by --timeout",
+    "tolerance": "",
+    "exhausted": ": every plan that may be the best was measured, or is predicted to be over the budget",
+    "trials": ", as many as --trials allows",
+    "timeout": ", as --timeout had passed",
 }
 
 
-def certificate_lines(document: dict[str, Any]) -> list[str]:
-    """Why the search ended, and how far from the optimum its best plan may be."""
-    lines = []
-    if document["stopped"] is not None:
-        text = _STOPPED[document["stopped"]]
-        lines.append("\n" + text.format(trials=len(document["trials"]), tolerance=document["tolerance"]))
-    certificate = document["certificate"]
-    if certificate is not None and certificate["gap"] is not None:
+def end_lines(document: dict[str, Any]) -> list[str]:
+    """Why the search stopped, and how far from the optimum its best plan may be."""
+    best, certificate, stopped = document["best"], document["certificate"], document["stopped"]
+    if not document["finished"]:
+        resume = f"`actune resume {document['study']}` goes on"
+        if best is None:
+            return [f"no verdict yet: the study has not ended; {resume}"]
+        return [f"there are trials since this comparison, and the study has not ended; {resume}"]
+    if stopped is None:
+        return []  # of a study from before it was stored
+    count = len(document["trials"])
+    why = f"stopped after {count} {'trial' if count == 1 else 'trials'}{_STOPPED[stopped]}"
+    if best is None or certificate is None:
+        return [why]
+    gain, of_budget = f"{certificate['possible_gain']:.1%}", ""
+    if stopped == "tolerance":
+        gain = f"{100 * document['tolerance']:.3g}%"
+    if len(document["budgets"]) > 1:
+        of_budget = " of its budget" if stopped == "tolerance" else " of the largest budget"
+    lines = [
+        f"{why}{':' if stopped == 'tolerance' else ';'} with 90% confidence no plan of the space is faster than the "
+        f"best{of_budget} by more than {gain}"
+    ]
+    if certificate["gap"] is not None:
         lines.append(
-            f"certificate: best {document['best']['relative_step_time']:.3f} × {document['reference']}, lower bound "
-            f"{certificate['bound_relative_step_time']:.3f}, gap {certificate['gap']:.1%}; with 90% confidence no plan "
-            f"that fits is faster than the best by more than {certificate['possible_gain']:.1%}"
+            f"the best takes {best['relative_step_time']:.3f} × {document['reference']}'s step time, and by the "
+            f"corrected model no plan that fits takes less than {certificate['bound_relative_step_time']:.3f} ×: a gap "
+            f"of {certificate['gap']:.1%}"
         )
     return lines
 
@@ -206,6 +245,10 @@ def _beaten(best: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str]
     """For each preset, by how much the best plan is faster or slower, and whether that preset fits at all."""
     lines = []
     for other in others:
+        if other["plan_hash"] == best["plan_hash"]:
+            if other["plan"] != best["plan"]:
+                lines.append(f"the same plan as {other['plan']}")
+            continue
         if other["relative_step_time"] is None or other["outcome"] not in ("ok", "over_budget"):
             continue
         gain = 1 - best["relative_step_time"] / other["relative_step_time"]
@@ -231,13 +274,15 @@ def describe_plan(plan_toml: str) -> str:
 
 def render_studies(document: dict[str, Any]) -> None:
     """The list of studies."""
-    table = new_table("study", "target", "budget", "trials", "best relative", "best peak")
+    table = new_table("study", "target", "budget", "trials", "ended", "best relative", "best peak")
     for study in document["studies"]:
+        smaller = len(study["budgets_bytes"]) - 1
         table.add_row(
             study["study"],
             study["target"],
-            format_bytes(study["budget_bytes"]),
+            format_bytes(study["budget_bytes"]) + (f" and {smaller} smaller" if smaller > 0 else ""),
             f"{study['trials']}/{study['trials_wanted']}",
+            "yes" if study["finished"] else "no",
             format_ratio(study["best_relative_step_time"]),
             format_bytes(study["best_peak_bytes"]),
         )

@@ -49,7 +49,7 @@ def render_frontier(document: dict[str, Any]) -> None:
     shown = _thinned(points)
     for point in shown:
         table.add_row(
-            point["plan"],
+            _name(point),
             point["on_frontier"] or "–",
             _predicted_peak(point),
             format_duration(point["predicted_step_time_s"]),
@@ -63,8 +63,9 @@ def render_frontier(document: dict[str, Any]) -> None:
     _render_device(console, document, points)
     if document["reference"] is not None:
         console.print(f"relative: step time over that of {document['reference']}")
-    if document.get("budget_bytes") is not None:
-        console.print(f"budget of the study: {format_bytes(document['budget_bytes'])}")
+    if document.get("budgets_bytes"):
+        sizes = ", ".join(map(format_bytes, document["budgets_bytes"]))
+        console.print(f"budget{'s' if len(document['budgets_bytes']) > 1 else ''} of the study: {sizes}")
     for found in document.get("budgets", ()):
         if found["best"] is not None:
             best = found["best"]
@@ -74,6 +75,11 @@ def render_frontier(document: dict[str, Any]) -> None:
                 f"{format_duration(best['predicted_step_time_s'])}"
             )
             console.print(describe_plan(best["plan_toml"]))
+
+
+def _name(point: dict[str, Any]) -> str:
+    """A preset that was measured as a trial of another name has both."""
+    return str(point["plan"]) if point["preset"] in (None, point["plan"]) else f"{point['plan']} ({point['preset']})"
 
 
 def _predicted_peak(entry: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from actune.cli.options import (
     world_size_help,
 )
 from actune.errors import ActuneError, InfeasibleError, UsageError
-from actune.units import format_bytes, parse_duration_s
+from actune.units import Budget, format_bytes, parse_duration_s
 
 if TYPE_CHECKING:
     from actune.store import Store
@@ -100,12 +100,10 @@ def search(study_file: Path | None, storage: str, as_json: bool, **options: Any)
     if study_file is not None:
         from_file = load_study_file(study_file).model_dump(exclude_none=True)
         asked = _parsed(from_file, source=str(study_file)) | asked
-    if asked.get("frontier"):
-        asked.setdefault("budget", WHOLE)
-    for name in ("target", "budget"):
+    for name in _required(asked):
         if name not in asked and not (study_file is None and "study" in asked):
             raise click.UsageError(f"Missing option '--{name}': give it here or in a STUDY.yaml.")
-    study = asked.pop("study", None) or _name_for(asked["target"], asked["budget"])
+    study = asked.pop("study", None) or _name_for(asked)
     _run(study, asked, storage=storage, as_json=as_json)
 
 
@@ -129,8 +127,14 @@ def _parsed(values: dict[str, Any], *, source: str) -> dict[str, Any]:
     return values
 
 
-def _name_for(target: str, budget: str) -> str:
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{Path(target).name}-{budget}".replace("%", "pct"))
+def _required(asked: dict[str, Any]) -> tuple[str, ...]:
+    """What a new study can't do without: a frontier ends at the peak without AC unless told otherwise."""
+    return ("target",) if asked.get("frontier") else ("target", "budget")
+
+
+def _name_for(asked: dict[str, Any]) -> str:
+    parts = [Path(asked["target"]).name, asked.get("budget"), "frontier" if asked.get("frontier") else None]
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(filter(None, parts)).replace("%", "pct"))
     return slug.strip("-")[:100]
 
 
@@ -164,7 +168,8 @@ def _check_named(asked: dict[str, Any]) -> None:
     """Checks what is named before a database is opened, which would be left behind by a mistyped name.
 
     Raises:
-        UsageError: the target, space or sampler does not exist, or the device is a single one.
+        UsageError: the target, space or sampler does not exist, the device is a single one, or a frontier has several
+            budgets.
     """
     from actune.config import AUTO_SPACE, load_space
     from actune.search import check_sampler
@@ -177,6 +182,11 @@ def _check_named(asked: dict[str, Any]) -> None:
         load_space(asked["space"])
     if "sampler" in asked:
         check_sampler(asked["sampler"])
+    if asked.get("frontier") and len(Budget.parse_all(asked.get("budget", WHOLE))) > 1:
+        raise UsageError(
+            f"--frontier searches budgets of its own up to one --budget, not up to {asked['budget']}. Give one budget, "
+            "or several without --frontier."
+        )
 
 
 def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySettings:
@@ -192,10 +202,10 @@ def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySet
         return store.study(name).settings
     if store.has_study(name):
         return _continued(store.study(name).settings, name, asked)
-    for required in ("target", "budget"):
+    for required in _required(asked):
         if required not in asked:
             raise click.UsageError(f"Missing option '--{required}': there is no study '{name}' yet to take it from.")
-    values = _DEFAULTS | asked
+    values = _DEFAULTS | {"budget": WHOLE} | asked
     space_yaml = "" if values["space"] == AUTO_SPACE else load_space(values["space"]).yaml_text
     return StudySettings(
         target=values["target"],
@@ -221,12 +231,17 @@ def _continued(before: StudySettings, name: str, asked: dict[str, Any]) -> Study
     from actune.config import AUTO_SPACE
 
     asked = {key: value for key, value in asked.items() if (key, value) != ("space", AUTO_SPACE)}
+    if "budget" in asked and set(Budget.parse_all(asked["budget"])) == set(Budget.parse_all(before.budget)):
+        del asked["budget"]  # the same ones, in another order
     for key in _FIXED:
-        if key in asked and asked[key] != getattr(before, key):
+        if key in asked and asked[key] != (kept := getattr(before, key)):
             option = "--" + key.replace("_", "-")
+            was = f"with {option} {kept}, not {asked[key]}"
+            if isinstance(kept, bool):
+                was = f"with {option}" if kept else f"without {option}"
             raise UsageError(
-                f"study '{name}' was started with {option} {getattr(before, key)}, not {asked[key]}. Go on with what "
-                f"it has by `actune resume {name}`, or choose another name with --study."
+                f"study '{name}' was started {was}. Go on with what it has by `actune resume {name}`, or choose "
+                "another name with --study."
             )
     renamed = {"timeout": "timeout_s", "trial_timeout": "trial_timeout_s"}
     changes = {renamed.get(key, key): value for key, value in asked.items() if key not in _FIXED}
@@ -250,6 +265,12 @@ def _check_found(document: dict[str, Any], verdict: Verdict) -> None:
             f"`actune resume {document['study']}` goes on."
         )
     smallest = verdict.smallest_peak_bytes
+    if smallest is not None and smallest <= document["budget_bytes"]:
+        raise InfeasibleError(
+            f"no plan stays within the budget of {budget}: those that fit in their trials are over it in more steps on "
+            "other batches. Raise the budget, or make the batch smaller.",
+            smallest_peak_bytes=smallest,
+        )
     reachable = (
         "No plan ran to its end."
         if smallest is None

@@ -12,6 +12,7 @@ from actune.errors import UsageError
 
 if TYPE_CHECKING:
     from actune.store import Store
+    from actune.study_records import StudyRecord
 
 
 @click.command()
@@ -60,7 +61,11 @@ def show(name: str, storage: str, as_json: bool) -> None:
     help="actune (TOML), torchtitan-toml (0.1.0 to 0.2.2), or torchtitan (0.3.0).",
 )
 @click.option("--trial", type=int, metavar="N", help="The plan of this trial instead of the best one.")
-@click.option("--budget", metavar="B", help="The best plan of this one of the study's budgets. Default: the largest.")
+@click.option(
+    "--budget",
+    metavar="B",
+    help="Of a study with several: the best plan within this one, as it was written or in bytes. Default: the largest.",
+)
 @click.option("--version", metavar="V", help="Of the program that the export is for.")
 @click.option("--base", metavar="B", help="torchtitan: the config to extend, such as llama3:llama3_8b.")
 @click.option(
@@ -99,8 +104,8 @@ def export(
     with Store.open(storage, create=False) as store:
         study = store.study(name)
         if budget is not None and trial is not None:
-            raise UsageError("--budget and --trial name two plans. Give one of them.")
-        toml = _plan_toml(store, name, trial) if budget is None else _plan_of_budget(store, name, budget)
+            raise UsageError("--budget and --trial name a plan each. Give one of them.")
+        toml = _best_toml(store, study, budget) if trial is None else _trial_toml(store, name, trial)
     exported = export_plan(
         parse_plan(toml, source=f"study '{name}'"),
         study.target.structure,
@@ -149,44 +154,54 @@ def _output_path(output: str) -> Path:
     return path
 
 
-def _plan_toml(store: Store, name: str, number: int | None) -> str:
-    if number is not None:
-        trials = {trial.number: trial for trial in store.trials(name)}
-        if number not in trials:
-            raise UsageError(
-                f"study '{name}' has no finished trial {number}. It has: {', '.join(map(str, trials)) or 'none yet'}."
-            )
-        return trials[number].plan_toml
-    verdict = store.verdict(name)
+def _trial_toml(store: Store, name: str, number: int) -> str:
+    trials = {trial.number: trial for trial in store.trials(name)}
+    if number not in trials:
+        raise UsageError(
+            f"study '{name}' has no finished trial {number}. It has: {', '.join(map(str, trials)) or 'none yet'}."
+        )
+    return trials[number].plan_toml
+
+
+def _best_toml(store: Store, study: StudyRecord, budget: str | None) -> str:
+    """The best plan within a budget of the study; within the largest if none is named."""
+    verdict = store.verdict(study.name)
+    budget_bytes = study.budget_bytes if budget is None else _budget_bytes(study, budget)
     if verdict is None:
         raise UsageError(
-            f"study '{name}' has no best plan yet. Let it end by `actune resume {name}`, or export a trial "
+            f"study '{study.name}' has no best plan yet. Let it end by `actune resume {study.name}`, or export a trial "
             "by --trial N."
         )
-    if verdict.best_toml is None:
-        raise UsageError(f"study '{name}' found no plan that fits and is equal to no AC. Export a trial by --trial N.")
-    return verdict.best_toml
+    of_budget = {decided.budget_bytes: decided.best_toml for decided in verdict.budgets}
+    # A verdict from before there could be several budgets speaks of its one alone.
+    toml = of_budget.get(budget_bytes) if verdict.budgets and budget_bytes is not None else verdict.best_toml
+    if toml is None:
+        raise UsageError(
+            f"study '{study.name}' found no plan that fits{f' {budget}' if budget else ''} and is equal to no AC. "
+            "Export a trial by --trial N."
+        )
+    return toml
 
 
-def _plan_of_budget(store: Store, name: str, text: str) -> str:
+def _budget_bytes(study: StudyRecord, text: str) -> int:
+    """The size of the study's budget that is called so.
+
+    Raises:
+        UsageError: the study has none.
+    """
+    from actune.report import named_budgets
     from actune.units import Budget, format_bytes
 
-    study, verdict = store.study(name), store.verdict(name)
-    asked = Budget.parse(text)
-    budgets = Budget.parse_all(study.settings.budget)
-    sizes = study.budgets_bytes or ()
-    if asked.absolute_bytes is not None:
-        size_bytes = asked.absolute_bytes
-    elif asked in budgets and not study.settings.frontier:
-        # The study keeps sizes, the largest first; shares of one peak have the same order.
-        shares = sorted(budgets, key=lambda budget: -(budget.fraction_of_no_ac or 0.0))
-        size_bytes = sizes[shares.index(asked)] if len(shares) == len(sizes) else -1
-    else:
-        size_bytes = -1
-    if size_bytes not in sizes:
-        known = ", ".join(f"{size}B ({format_bytes(size)})" for size in sizes)
-        raise UsageError(f"study '{name}' has no budget {text}. It has: {known or 'none yet'}.")
-    decided = next((d for d in verdict.budgets if d.budget_bytes == size_bytes), None) if verdict else None
-    if decided is None or decided.best_toml is None:
-        raise UsageError(f"study '{name}' has no best plan within {text}. See `actune show {name}`.")
-    return decided.best_toml
+    named, sizes = named_budgets(study), study.budgets_bytes or ()
+    for name, size_bytes in named.items():
+        if name.replace(" ", "") == text.replace(" ", ""):
+            return size_bytes
+    try:
+        asked_bytes = Budget.parse(f"{text}B" if text.strip().isdecimal() else text).absolute_bytes
+    except UsageError:
+        asked_bytes = None
+    if asked_bytes is not None and asked_bytes in sizes:
+        return asked_bytes
+    names = {size: name for name, size in named.items()}
+    known = [f"{names[size]} ({size} bytes)" if size in names else f"{size}B ({format_bytes(size)})" for size in sizes]
+    raise UsageError(f"study '{study.name}' has no budget '{text}'. It has: {', '.join(known) or 'none yet'}.")

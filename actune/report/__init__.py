@@ -1,5 +1,6 @@
 """Documents for commands: from the store, and from what a worker has just found."""
 
+from actune.report.budgets import named_budgets
 from actune.report.documents import outcome_under, plan_entry, studies_document, study_document
 from actune.report.frontier import frontier_points, study_frontier_document
 from actune.report.op_profile import layer_class_entry
@@ -7,6 +8,7 @@ from actune.report.op_profile import layer_class_entry
 __all__ = [
     "frontier_points",
     "layer_class_entry",
+    "named_budgets",
     "outcome_under",
     "plan_entry",
     "studies_document",

@@ -7,6 +7,7 @@ from typing import Any
 
 from actune.predictions import PredictionRecord
 from actune.records import Measurement, Outcome
+from actune.report.budgets import named_budgets
 from actune.statistics import Clock, clock_of, median_step_time_s, relative_step_time
 from actune.store import Store, StudySummary
 from actune.study_records import BudgetVerdict, StudyRecord, TrialRecord, Verdict, VerdictEntry
@@ -49,6 +50,8 @@ def study_document(store: Store, name: str) -> dict[str, Any]:
     clock = clock_of(study.environment)
     compared = {} if verdict is None else {entry.plan_hash: entry for entry in verdict.entries}
     entries = [_trial_entry(trial, study, clock, predicted) for trial in trials]
+    is_finished = verdict is not None and verdict.trials == len(trials)
+    names = {size: name for name, size in named_budgets(study).items()}
     return {
         "study": study.name,
         "target": study.target.spec,
@@ -59,10 +62,11 @@ def study_document(store: Store, name: str) -> dict[str, Any]:
         "presets": _presets(trials, entries, compared, predicted),
         "reference": None if study.reference_hash is None else _label(study.reference_hash, trials),
         "tolerance": study.settings.tolerance,
-        "stopped": None if verdict is None else verdict.stopped,
+        "stopped": verdict.stopped if verdict is not None and is_finished else None,
         "certificate": _certificate(verdict, study.budget_bytes, compared),
         "budgets": [
             {
+                "budget": names.get(budget_bytes),
                 "budget_bytes": budget_bytes,
                 "best": _best(trials, verdict, budget_bytes, compared, predicted),
                 "certificate": _certificate(verdict, budget_bytes, compared),
@@ -71,7 +75,7 @@ def study_document(store: Store, name: str) -> dict[str, Any]:
         ],
         "smallest_peak_bytes": None if verdict is None else verdict.smallest_peak_bytes,
         "largest_peak_error": _largest_peak_error(trials, predicted),
-        "finished": verdict is not None and verdict.trials == len(trials),
+        "finished": is_finished,
     }
 
 
@@ -175,8 +179,10 @@ def _presets(
     ]
     named = {entry["plan"] for entry in shown}
     of_plan = dict(zip((trial.plan_hash for trial in trials), entries, strict=True))
-    for record in predicted.records:
+    # Measured plans first: a study that went on with another profile may have another greedy plan.
+    for record in sorted(predicted.records, key=lambda record: record.plan_hash not in of_plan):
         if record.preset is not None and record.preset not in named:
+            named.add(record.preset)
             unmeasured = plan_entry(record.preset, record.plan_hash) | predicted.part(record.plan_hash)
             entry = of_plan.get(record.plan_hash, unmeasured)
             shown.append(_final_entry(record.preset, entry, compared.get(record.plan_hash)))
@@ -253,6 +259,7 @@ def studies_document(summaries: Sequence[StudySummary]) -> dict[str, Any]:
                 "target": summary.study.target.spec,
                 "device": summary.study.settings.device,
                 "budget_bytes": summary.study.budget_bytes,
+                "budgets_bytes": list(summary.study.budgets_bytes or ()),
                 "trials": summary.finished_trials,
                 "trials_wanted": summary.study.settings.trials,
                 "finished": summary.judged_trials == summary.finished_trials,

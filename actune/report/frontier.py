@@ -68,6 +68,7 @@ def study_frontier_document(store: Store, name: str) -> dict[str, Any]:
         "target": shown["target"],
         "device": shown["device"],
         "budget_bytes": shown["budget_bytes"],
+        "budgets_bytes": list(study.budgets_bytes or ()),
         "reference": shown["reference"],
         "points": frontier_points(
             store.predictions(name),

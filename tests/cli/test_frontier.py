@@ -113,15 +113,18 @@ def test_table_of_a_study_tells_what_has_no_room_from_what_was_not_predicted(cap
     unknown = {"predicted_peak_bytes": None, "predicted_step_time_s": None, "predicted_relative_step_time": None}
     measured = {"outcome": "over_budget", "peak_bytes": 2**20, "on_frontier": None}
     points = [point(1, **unknown, **measured), point(2, **unknown, preset="none", on_frontier=None)]
-    render_frontier({"study": "s", "budget_bytes": 2**19, "reference": "full", "points": points})
+    points.append(point(3, plan="trial 7", preset="greedy"))
+    budgets = {"budget_bytes": 2**19, "budgets_bytes": [2**19, 2**18]}
+    render_frontier({"study": "s", **budgets, "reference": "full", "points": points})
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == "plan-1 – – – – ≥ 1.0 MiB – 3 full, 1 none"
-    assert lines[2] == "plan-2 – can't run – – – – 3 full, 1 none; compile=layer"
-    assert lines[-1] == "budget of the study: 512.0 KiB"
+    assert lines[2] == "plan-2 (none) – can't run – – – – 3 full, 1 none; compile=layer"
+    assert lines[3].startswith("trial 7 (greedy) predicted 4.0 MiB")
+    assert lines[-1] == "budgets of the study: 512.0 KiB, 256.0 KiB"
 
 
 def test_table_of_a_study_without_anything(capsys):
-    render_frontier({"study": "s", "budget_bytes": None, "reference": None, "points": []})
+    render_frontier({"study": "s", "budget_bytes": None, "budgets_bytes": [], "reference": None, "points": []})
     assert capsys.readouterr().out == "nothing was predicted or measured yet\n"
 
 

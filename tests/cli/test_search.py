@@ -75,6 +75,12 @@ def test_what_a_study_was_started_with_stays(study, option, value, before):
     assert f"was started with {option} {before}, not {value}" in result.err
 
 
+def test_a_study_does_not_become_a_frontier(study):
+    result = study("search", "--study", "sound", "--frontier")
+    assert result.code == 2
+    assert "was started without --frontier." in result.err
+
+
 def test_the_same_command_again_is_no_conflict(study, tmp_path):
     same = ("--target", SOUND, "--budget", "70%", "--space", "auto", "--trials", 10, "--study", "sound", "--json")
     result = study("search", *same)
@@ -175,3 +181,42 @@ def test_two_studies_at_once_in_one_database(tmp_path):
     assert [result.code for result in results] == [0, 0], [result.err for result in results]
     assert [len(result.document["trials"]) for result in results] == [3, 3]
     assert is_whole(tmp_path / "studies" / "actune.db")
+
+
+def test_several_budgets_in_one_study(actune, tmp_path):
+    """The smallest one fits no plan, which is no error."""
+    options = ("--budget", "1KB, 80%,100%", "--trials", 4, "--tolerance", "5%", "--json")
+    result = actune("search", "--target", SOUND, *options)
+    assert result.code == 0, result.err
+    document = result.document
+    assert document["study"] == "faulty-py-Sound-1KB-80pct-100pct"
+    assert document["tolerance"] == 0.05
+    assert [budget["budget"] for budget in document["budgets"]] == ["100%", "80%", "1KB"]
+    sizes = [budget["budget_bytes"] for budget in document["budgets"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert document["budget_bytes"] == sizes[0]
+    assert document["best"] == document["budgets"][0]["best"]
+    assert document["budgets"][1]["best"]["peak_bytes"] <= sizes[1]
+    assert document["budgets"][2]["best"] is None
+    assert "no plan fits" in actune("show", document["study"]).out
+    assert " and 2 smaller " in actune("studies").out
+    assert f"budget_bytes = {sizes[1]}" in actune("export", document["study"], "--budget", "80%").out
+    again = actune(
+        "search", "--target", SOUND, *options[:1], "100%,80%,1KB", *options[2:], "--study", document["study"]
+    )
+    assert again.document == document
+
+
+def test_frontier_in_one_study(actune, tmp_path):
+    result = actune("search", "--target", SOUND, "--frontier", "--trials", 3, "--json")
+    assert result.code == 0, result.err
+    document = result.document
+    assert document["study"] == "faulty-py-Sound-frontier"
+    assert len(document["budgets"]) == 8
+    assert document["budgets"][0]["budget"] == "100%"
+    shown = actune("frontier", document["study"], "--json", "--plot", "frontier.svg").document
+    assert shown["budgets_bytes"] == [budget["budget_bytes"] for budget in document["budgets"]]
+    assert any(point["on_frontier"] in ("measured", "both") for point in shown["points"])
+    assert "</svg>" in (tmp_path / "frontier.svg").read_text()
+    assert "budgets of the study: " in actune("frontier", document["study"]).out
+    assert actune("search", "--target", SOUND, "--frontier", "--json").document["stopped"] is not None

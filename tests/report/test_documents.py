@@ -16,7 +16,7 @@ from actune.predictions import PredictionRecord
 from actune.records import GradientReport, Measurement, Outcome, SamplePair, StepSample
 from actune.report import outcome_under, plan_entry, studies_document, study_document
 from actune.store import Store
-from actune.study_records import TrialRecord, Verdict, VerdictEntry
+from actune.study_records import BudgetVerdict, Certificate, StopReason, TrialRecord, Verdict, VerdictEntry
 from tests.store.examples import ENVIRONMENT, SETTINGS, TARGET
 
 PLAN = {
@@ -113,6 +113,74 @@ def test_trials_as_measured(store: Store) -> None:
         assert shown[1][name] is None
     assert shown[5]["peak_bytes"] is None
     assert shown[5]["message"] == "killed"
+
+
+def test_budgets_with_the_best_plan_and_the_certificate_of_each(store: Store) -> None:
+    budgets = (
+        BudgetVerdict(1000, SAMPLED, "schema = 1 # a\n", 950, 8, Certificate(0.64, 0.03)),
+        BudgetVerdict(700, FULL, "schema = 1 # b\n", 610, 8, None),
+        BudgetVerdict(500, None, None, None, 8, Certificate(0.9, 1.0)),
+    )
+    equal = GradientReport(True, True, 0.0, 0.0, "loss")
+    verdict = replace(
+        VERDICT, budgets=budgets, stopped=StopReason.TOLERANCE, gradients=((SAMPLED, equal), (FULL, equal))
+    )
+    fill(store, verdict=verdict)
+    store.set_budgets("a", (1000, 700, 500))
+    document = written(study_document(store, "a"))
+    assert (document["stopped"], document["tolerance"]) == ("tolerance", 0.01)
+    assert document["certificate"] == {
+        "bound_relative_step_time": 0.64,
+        "possible_gain": 0.03,
+        "gap": pytest.approx(0.25),
+    }
+    largest, middle, smallest = document["budgets"]
+    assert [(b["budget"], b["budget_bytes"]) for b in document["budgets"]] == [(None, 1000), (None, 700), (None, 500)]
+    assert (largest["best"], largest["certificate"]) == (document["best"], document["certificate"])
+    assert (document["best"]["peak_bytes"], document["best"]["peak_steps"]) == (950, 8)
+    assert (middle["best"]["plan"], middle["best"]["peak_bytes"], middle["certificate"]) == ("full", 610, None)
+    assert middle["best"].keys() == largest["best"].keys()
+    assert smallest["best"] is None
+    assert smallest["certificate"] == {"bound_relative_step_time": 0.9, "possible_gain": 1.0, "gap": None}
+
+
+def test_one_budget_by_its_name(store: Store) -> None:
+    (budget,) = fill(store)["budgets"]
+    assert (budget["budget"], budget["budget_bytes"], budget["best"]["plan"]) == ("60%", 1000, "trial 4")
+
+
+def test_verdict_from_before_there_were_several_budgets(store: Store) -> None:
+    document = fill(store)
+    assert (document["stopped"], document["certificate"]) == (None, None)
+    assert (document["best"]["peak_bytes"], document["best"]["peak_steps"]) == (900, 0)
+
+
+def test_a_best_plan_that_beats_the_bound_has_no_gap(store: Store) -> None:
+    budgets = (BudgetVerdict(1000, SAMPLED, "schema = 1\n", 950, 8, Certificate(0.85, 0.0)),)
+    assert fill(store, verdict=replace(VERDICT, budgets=budgets))["certificate"]["gap"] == 0.0
+
+
+def test_a_study_that_went_on_has_not_stopped(store: Store) -> None:
+    assert fill(store, verdict=replace(VERDICT, stopped=StopReason.TRIALS, trials=3))["stopped"] is None
+
+
+def test_trial_that_lost_its_race(store: Store) -> None:
+    lost = replace(timed(900, 1.5), lost_race=True)
+    store.record_trial("a", trial(9, "9" * 16, None, lost), reference_hash=FULL, budget_bytes=1000)
+    shown = {entry["number"]: (entry["lost_race"], entry["pairs"]) for entry in fill(store)["trials"]}
+    assert shown == {0: (False, 3), 1: (False, 0), 4: (False, 3), 5: (False, 0), 9: (True, 3)}
+
+
+def test_preset_that_was_measured_under_another_name(store: Store) -> None:
+    fill(store)
+    other = "e" * 16
+    store.save_predictions("a", [predicted(SAMPLED, "greedy", 900), predicted(other, "greedy", 800)])
+    presets = {entry["plan"]: entry for entry in written(study_document(store, "a"))["presets"]}
+    assert list(presets) == ["full", "none", "greedy"]
+    greedy = presets["greedy"]
+    assert (greedy["plan_hash"], greedy["outcome"], greedy["peak_bytes"]) == (SAMPLED, "ok", 900)
+    assert (greedy["relative_step_time"], greedy["relative_step_time_high"]) == (0.8, 0.9)
+    assert greedy.keys() == presets["full"].keys()
 
 
 def test_gradients_that_were_not_compared_are_not_known(store: Store) -> None:
@@ -219,6 +287,7 @@ def test_studies(store: Store) -> None:
     assert (first["study"], first["trials"], first["trials_wanted"], first["finished"]) == ("a", 4, 30, True)
     assert (first["best_plan_hash"], first["best_relative_step_time"], first["best_peak_bytes"]) == (SAMPLED, 0.8, 900)
     assert (second["study"], second["trials"], second["finished"]) == ("b", 0, False)
+    assert (first["budgets_bytes"], second["budgets_bytes"]) == ([1000], [])
     assert (second["budget_bytes"], second["best_plan_hash"], second["best_peak_bytes"]) == (None, None, None)
     assert first.keys() == second.keys()
     (summary,) = [s for s in store.studies() if s.study.name == "a"]

@@ -84,7 +84,7 @@ def run(store: Store, number: int, plan: Plan, peak_bytes: int, ratio: float, *,
 
 
 def test_points_of_a_study(store: Store) -> None:
-    store.set_budgets("a", (148,))
+    store.set_budgets("a", (148, 140))
     store.set_reference("a", plan_hash(FULL))
     store.save_predictions("a", PREDICTIONS)
     run(store, 0, FULL, 100, 1.0, preset="full")
@@ -92,11 +92,14 @@ def test_points_of_a_study(store: Store) -> None:
     run(store, 2, LAST, 144, 0.7)
     run(store, 3, SAC, 150, 0.1, preset="sac")
     document = json.loads(json.dumps(study_frontier_document(store, "a"), allow_nan=False))
-    assert {key: document[key] for key in ("study", "target", "device", "budget_bytes", "reference")} == {
+    assert {
+        key: document[key] for key in ("study", "target", "device", "budget_bytes", "budgets_bytes", "reference")
+    } == {
         "study": "a",
         "target": "dense-tiny",
         "device": "cpu",
         "budget_bytes": 148,
+        "budgets_bytes": [148, 140],
         "reference": "full",
     }
     points = by_plan(document["points"])
