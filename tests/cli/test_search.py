@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from actune.store import Store
 from tests.cli.conftest import FAULTY, SOUND, actune_process, ended, is_whole
 
 PLAN_KEYS = {
@@ -111,6 +113,20 @@ def test_budget_that_no_plan_fits(actune, tmp_path):
     (number,) = [t["number"] for t in document["trials"] if t["plan_hash"] in result.err]
     assert actune("export", "s", "--trial", number).out.startswith("schema = 1")
     assert is_whole(tmp_path / "studies" / "actune.db")
+
+
+def test_plans_that_fit_in_their_trials_alone(study):
+    """Their peak over more steps was over the budget, so none of them is the best."""
+    with Store.open("sqlite:///studies/actune.db", create=False) as store:
+        verdict = store.verdict("sound")
+        nothing = {"best_hash": None, "best_toml": None}
+        budgets = tuple(replace(budget, **nothing, peak_bytes=None) for budget in verdict.budgets)
+        store.save_verdict("sound", replace(verdict, **nothing, budgets=budgets, gradients=()))
+    result = study("resume", "sound", "--json")
+    assert result.code == 3
+    assert result.document["best"] is None
+    assert "over it in more steps on other batches" in result.err
+    assert "no plan that fits" in study("export", "sound").err
 
 
 def test_layers_without_parts_need_no_space_of_their_own(actune):

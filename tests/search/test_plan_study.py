@@ -309,7 +309,9 @@ def test_database_that_optuna_can_not_use_is_a_storage_error(store: Store) -> No
 
 def test_sampler_that_is_none_is_named() -> None:
     assert [check_sampler(name) for name in SAMPLERS] == ["thompson", "tpe", "random", "gp", "per-layer"]
-    with pytest.raises(UsageError, match=r"sampler 'cmaes' is not known\. Expected one of: thompson, tpe, random, gp, per-layer\."):
+    with pytest.raises(
+        UsageError, match=r"'cmaes' is not known\. Expected one of: thompson, tpe, random, gp, per-layer\."
+    ):
         check_sampler("cmaes")
 
 
