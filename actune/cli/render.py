@@ -269,7 +269,8 @@ def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def describe_plan(plan_toml: str) -> str:
     """Layers and what they get; a layer that no rule names is left alone."""
     plan = parse_plan(plan_toml)
-    return "\n".join(f"  {part}" for part in [*plan.describe().split("; "), "any layer not named here: no AC"])
+    others = ["any layer not named here: no AC"] if plan.rules else []
+    return "\n".join(f"  {part}" for part in [*plan.describe().split("; "), *others])
 
 
 def render_studies(document: dict[str, Any]) -> None:
