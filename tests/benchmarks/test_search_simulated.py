@@ -37,7 +37,7 @@ def recording() -> Any:
     return FakeEngine(Machine(structure=STRUCTURE, can_be_profiled=True), LoadTarget("fake", "cpu", 0), workers=1)
 
 
-def engine_of(recording: Any, seed: int = 0, **changes: float) -> SimulatedEngine:
+def engine_of(recording: Any, seed: int = 0, **changes: Any) -> SimulatedEngine:
     return SimulatedEngine(recording, Truth(recording), Errors(seed, **changes), with_save_sets=False)
 
 
@@ -110,7 +110,7 @@ def test_a_trial_ends_when_its_race_is_decided(recording: Any) -> None:
 def test_profiles_are_wrong_in_the_times_of_layers_alone(recording: Any) -> None:
     request = ProfilePlan(toml_of(HALF), with_optimizer=True, timed_steps=1)
     right = recording.profile(request).steady
-    wrong = engine_of(recording, of_treatment=0.0).profile(request).steady
+    wrong = engine_of(recording, of_treatment=0.0, by_class=True).profile(request).steady
     treatments = HALF.resolve(STRUCTURE.layer_fqns)
     factors: dict[tuple[str, str], set[float]] = {}
     class_of = {fqn: c.name for c in STRUCTURE.classes for fqn in c.layer_fqns}
