@@ -6,16 +6,17 @@ reference's, which says T(plan) · (1 + δ_plan) − r · T(reference) · (1 + �
 With a Gaussian prior the posterior is then Gaussian and exact (Rasmussen and Williams, Gaussian Processes for Machine
 Learning, 2.1), in a millisecond, from the first trial on.
 
-The prior is a sum of kernels, so that what a trial teaches spreads: θ has a share for the policy, one for the policy at
-a class of layers, one for the treatment at a class whatever the compile mode, one for the compile mode, and one of its
-own. δ is what a plan's time is off from any such sum. How large δ is as a whole is learned too: each of a few scales is
-weighted by the likelihood that it gives to the measurements. How large θ is is not: that treatments which were measured
-agree with the profile says nothing of those that were not, and a belief that takes it for a sign ends searches too
-early.
+The prior is a sum of terms, so that what a trial teaches spreads: θ has a share for the policy, one for the policy at a
+class of layers, one for the treatment at a class whatever the compile mode, one of its own, and a term for a compile
+mode other than the first. δ is what a plan's time is off from any such sum. How large δ is as a whole is learned too:
+each of a few scales is weighted by the likelihood that it gives to the measurements. How large θ is is not: that
+treatments which were measured agree with the profile says nothing of those that were not, and a belief that takes it
+for a sign ends searches too early.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
@@ -28,13 +29,17 @@ from actune.cost.time_parts import Correction, TimePart
 Floats = npt.NDArray[np.float64]
 
 PROFILE_ERROR = 0.2
-"""Standard deviation of θ: profiles that are off by a third are no surprise, those that are off by half are one."""
+"""Standard deviation of θ within a compile mode: to be off by a third is no surprise, to be off by half is one."""
 PLAN_ERRORS = (0.001, 0.004)
 """Standard deviations of δ that are weighed."""
 SMALLEST_FACTOR = 0.05
 SMALLEST_LOG_ERROR = 5e-4
 
-_OF_POLICY, _OF_POLICY_AND_CLASS, _OF_TREATMENT_AND_CLASS, _OF_MODE, _OWN = 0.5, 0.3, 0.1, 0.05, 0.05
+_OF_POLICY, _OF_POLICY_AND_CLASS, _OF_TREATMENT_AND_CLASS, _OWN = 0.5, 0.4, 0.05, 0.05
+"""Shares of θ's variance, within one compile mode."""
+_OF_MODE = 1.0
+"""On top of that for every mode but the first: a compiler may speed up all that there is by a fifth. One mode has no
+such term, since a factor of everything cancels in ratios."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,7 @@ class Posterior:
 
     def __init__(self, parts: tuple[TimePart, ...], observations: Sequence[TimeObservation]) -> None:
         self._parts = parts
-        self._groups = _groups(parts)
+        self._loadings = _loadings(parts)
         self._plans = tuple(dict.fromkeys(p.name for seen in observations for p in (seen.reference, seen.plan)))
         self._rows, self._off, self._noise = _equations(parts, self._plans, observations)
         self._scales = [self._condition(plan_error) for plan_error in PLAN_ERRORS]
@@ -171,9 +176,7 @@ class Posterior:
         covariance.
         """
         rng = np.random.default_rng(seed)
-        theta = np.zeros((count, len(self._parts)))
-        for share, codes in self._groups:
-            theta += np.sqrt(share) * rng.standard_normal((count, int(codes.max(initial=-1)) + 1))[:, codes]
+        theta = rng.standard_normal((count, self._loadings.shape[1])) @ self._loadings.T
         delta = rng.standard_normal((count, len(self._plans)))
         noise = rng.standard_normal((count, len(self._off))) * self._noise
         of_scale = rng.choice(len(self._scales), size=count, p=self._weights)
@@ -191,9 +194,8 @@ class Posterior:
 
     def _condition(self, plan_error: float) -> _Scale:
         count = len(self._parts)
-        correlations = sum((share * (codes[:, None] == codes[None, :]) for share, codes in self._groups), np.zeros(()))
         prior = np.zeros((count + len(self._plans),) * 2)
-        prior[:count, :count] = correlations * PROFILE_ERROR**2
+        prior[:count, :count] = self._loadings @ self._loadings.T * PROFILE_ERROR**2
         prior[count:, count:] = np.eye(len(self._plans)) * plan_error**2
         cross = prior @ self._rows.T
         inner = np.linalg.cholesky(self._rows @ cross + np.diag(self._noise**2))
@@ -224,21 +226,24 @@ def _equations(
     return rows, off, noise
 
 
-def _groups(parts: Sequence[TimePart]) -> list[tuple[float, npt.NDArray[np.intp]]]:
-    """The kernels of θ: a share of its variance, and for each part the group whose other parts have it in common."""
+def _loadings(parts: Sequence[TimePart]) -> Floats:
+    """θ = loadings @ independent standard normal values: one column for each thing that parts have in common."""
     policies = [part.treatment.policy if part.treatment else "" for part in parts]
-    keys: tuple[tuple[float, list[object]], ...] = (
-        (_OF_POLICY, [*policies]),
-        (_OF_POLICY_AND_CLASS, [(policy, part.class_name) for policy, part in zip(policies, parts, strict=True)]),
-        (_OF_TREATMENT_AND_CLASS, [(part.treatment, part.class_name) for part in parts]),
-        (_OF_MODE, [part.compile for part in parts]),
-        (_OWN, [*parts]),
-    )
-    groups = []
-    for share, names in keys:
-        codes = {name: code for code, name in enumerate(dict.fromkeys(names))}
-        groups.append((share, np.array([codes[name] for name in names], np.intp)))
-    return groups
+    columns = [
+        *_columns(_OF_POLICY, policies),
+        *_columns(_OF_POLICY_AND_CLASS, [(p, part.class_name) for p, part in zip(policies, parts, strict=True)]),
+        *_columns(_OF_TREATMENT_AND_CLASS, [(part.treatment, part.class_name) for part in parts]),
+        *_columns(_OF_MODE, [part.compile for part in parts])[1:],
+        *_columns(_OWN, parts),
+    ]
+    return np.array(columns).reshape(len(columns), len(parts)).T
+
+
+def _columns(share: float, names: Sequence[object]) -> list[Floats]:
+    """A column for each name, with the root of the share where a part has that name."""
+    return [
+        math.sqrt(share) * np.array([other == name for other in names], np.float64) for name in dict.fromkeys(names)
+    ]
 
 
 def as_row(values: Sequence[float]) -> Floats:

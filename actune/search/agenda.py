@@ -40,7 +40,6 @@ class Agenda:
         assert record.budgets_bytes, "budgets are known before the first trial"
         self._budgets_bytes = record.budgets_bytes
         self._tolerance = record.settings.tolerance
-        self._record = record
         self._space = space
         self._foresight = foresight
         self._ledger = ledger
@@ -73,14 +72,14 @@ class Agenda:
         presets = list(self._space.presets)
         for name in presets[:1]:
             study.queue_preset(name)
+        if self._latent is not None:  # before the same plans without parameters, from which a sampler learns nothing
+            for share in FIRST_SHARES:
+                values = self._latent.at_share(share)
+                study.queue_plan(self._latent.decode(values), values=values)
         for plan in self._foresight.first if self.sampler != PER_LAYER else ():
             study.queue_plan(plan)
         for plan in self._space.memory_budget_plans() if self._is_advised else ():
             study.queue_plan(plan)  # the compiler decides what they keep, and no sum of layers tells
-        if self._latent is not None:
-            for share in FIRST_SHARES:
-                values = self._latent.at_share(share)
-                study.queue_plan(self._latent.decode(values), values=values)
         if not self._is_advised:
             self._queue_presets()
 

@@ -58,10 +58,10 @@ def prior_covariance(parts: Sequence[TimePart]) -> Floats:
         is_class = first.class_name == second.class_name
         return (
             0.5 * (policy[0] == policy[1])
-            + 0.3 * (policy[0] == policy[1] and is_class)
-            + 0.1 * (first.treatment == second.treatment and is_class)
-            + 0.05 * (first.compile == second.compile)
+            + 0.4 * (policy[0] == policy[1] and is_class)
+            + 0.05 * (first.treatment == second.treatment and is_class)
             + 0.05 * (first == second)
+            + 1.0 * (first.compile == second.compile != PARTS[0].compile)
         )
 
     return PROFILE_ERROR**2 * np.array([[correlation(first, second) for second in parts] for first in parts])
@@ -185,8 +185,21 @@ def test_what_is_learned_of_a_policy_moves_it_elsewhere_too_but_less() -> None:
     belief = belief_of([TimeObservation(fast, reference, 1.3, LOG_ERROR)], parts)
     moved = {part: 1.0 - factor for part, factor in belief.posterior().mean().correction(0).items()}
     at_other_class, in_other_mode, at_both = (moved[part] for part in elsewhere)
-    assert moved[here] > in_other_mode > at_other_class > at_both > abs(moved[of_layers(SAC)])
+    assert moved[here] > in_other_mode > at_other_class > abs(moved[of_layers(SAC)])
+    assert at_both == pytest.approx(at_other_class)
     assert at_both > moved[here] / 3
+
+
+def test_a_fast_compiler_is_believed_to_be_fast_with_what_was_not_measured_too() -> None:
+    compiled = TimePart("layer", "", None)
+    full, sac = of_layers(FULL, compile="layer"), of_layers(SAC, "Other", "layer")
+    reference = KnownPlan("reference", {OUTSIDE: 1.0, of_layers(FULL): 4.0})
+    fast = KnownPlan("fast", {compiled: 1.0, full: 4.0})
+    belief = belief_of([TimeObservation(fast, reference, 0.7, LOG_ERROR)], [*PARTS, compiled, full, sac])
+    believed = belief.posterior().mean().correction(0)
+    assert believed[full] < 0.9
+    assert believed[sac] < 0.9
+    assert believed[of_layers(SAC)] == pytest.approx(1.0, abs=0.01)
 
 
 def test_learning_replaces_what_was_learned_before() -> None:

@@ -370,3 +370,16 @@ def test_what_the_pool_has_to_gain_is_about_what_there_is() -> None:
     of_reference = trials.advice.pooled_gain(BUDGET_BYTES, trials.ratios[0], 1)
     assert of_reference >= 1.0 - world.ratio(optimum) - 0.01
     assert trials.advice.pooled_gain(BUDGET_BYTES, world.measured(optimum), 1) < of_reference / 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_compiler_that_is_a_fifth_faster_than_profiled_fools_no_bound(seed: int) -> None:
+    modes: tuple[CompileMode, ...] = ("off", "layer")
+    factors = {key: factor * (0.8 if key[0] == "layer" else 1.0) for key, factor in random_factors(seed, modes).items()}
+    world = World(factors, modes)
+    trials = Trials(world, world.advice(seed=seed))
+    trials.go_on_to_the_end()
+    bound = trials.advice.bound(BUDGET_BYTES, trials.best, world.reference)
+    assert bound is not None
+    assert bound.relative_step_time <= world.ratio(world.optimum)
+    assert trials.regret <= TOLERANCE
