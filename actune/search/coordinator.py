@@ -115,7 +115,7 @@ class _Coordinator:
         foresight = Foresight(self._store, self._name, forecast, space, structure, seed=self._settings.seed)
         foresight.look_ahead(self._reporter)
         if self._settings.frontier and (record is None or record.budgets_bytes is None):
-            budgets_bytes = foresight.budgets_between(max(budgets_bytes))
+            budgets_bytes = foresight.budgets_between(loaded.target.static_bytes, max(budgets_bytes))
         self._store.set_budgets(self._name, budgets_bytes)
         foresight.choose_first(budgets_bytes, self._reporter)
         record = self._store.study(self._name)

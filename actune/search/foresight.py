@@ -94,18 +94,14 @@ class Foresight:
             f"{format_bytes(_peak_bytes(frontier[-1]))}"
         )
 
-    def budgets_between(self, largest_bytes: int) -> tuple[int, ...]:
+    def budgets_between(self, static_bytes: int, largest_bytes: int) -> tuple[int, ...]:
         """Budgets at even distances from the smallest predicted peak to the largest budget, the largest first.
 
-        Raises:
-            CostError: nothing is predicted.
+        Args:
+            static_bytes: of the target: no peak is below, which is all that is known where nothing is predicted.
+            largest_bytes: the largest budget.
         """
-        if self._smallest is None:
-            raise CostError(
-                "a frontier between the smallest peak and the largest can't be searched, since nothing is predicted of "
-                "the target. Name the budgets: --budget A,B,C."
-            )
-        smallest_bytes = min(self._smallest[0], largest_bytes)
+        smallest_bytes = min(static_bytes if self._smallest is None else self._smallest[0], largest_bytes)
         step_bytes = (largest_bytes - smallest_bytes) / (FRONTIER_BUDGETS - 1)
         budgets = {largest_bytes - round(number * step_bytes) for number in range(FRONTIER_BUDGETS)}
         return tuple(sorted(budgets, reverse=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -22,7 +23,7 @@ class StudySummary:
         decided_at: when its verdict was taken, ISO 8601, UTC; None if it has none.
         best_hash: the verdict's best plan; None without a verdict, or if no plan was good enough.
         best_relative_step_time: of that plan against the reference, from the final comparison.
-        best_peak_bytes: as measured in the trial that the plan came from.
+        best_peak_bytes: the highest that was measured of that plan.
     """
 
     study: StudyRecord
@@ -65,10 +66,16 @@ def read_summaries(connection: sa.Connection) -> list[StudySummary]:
                 decided_at=row.decided_at,
                 best_hash=row.best_hash,
                 best_relative_step_time=None if best is None else best.relative_step_time,
-                best_peak_bytes=None if best is None else peaks.get((row.study_id, best.number)),
+                best_peak_bytes=None if best is None else _highest_peak(row, peaks.get((row.study_id, best.number))),
             )
         )
     return summaries
+
+
+def _highest_peak(row: Any, in_trial_bytes: int | None) -> int | None:
+    """Of a study's best plan: over the verdict's longer run, or in its trial where the verdict is from before those."""
+    longer_bytes = row.comparison.budgets[0].peak_bytes if row.comparison.budgets else None
+    return longer_bytes or in_trial_bytes
 
 
 def _peaks_of_best_plans(connection: sa.Connection) -> dict[tuple[int, int], int | None]:

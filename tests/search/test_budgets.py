@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from actune.errors import CostError
 from actune.plan import NO_AC, Plan, Treatment, parse_plan, plan_hash
 from actune.plan.presets import preset_plan
 from actune.records import Measurement, Outcome
@@ -103,12 +102,10 @@ def test_samplers_of_optuna_search_several_budgets_too(store: Store, machine: Ma
         assert peak_of(parse_plan(of_budget.best_toml), machine.structure) <= of_budget.budget_bytes
 
 
-def test_without_predictions_named_budgets_are_searched_and_a_frontier_is_refused(store: Store) -> None:
+def test_without_predictions_named_budgets_are_searched(store: Store) -> None:
     verdict = search(store, Machine(), budget=BUDGETS, sampler="thompson")
     assert [of_budget.budget_bytes for of_budget in verdict.budgets] == IN_ORDER
     assert all(of_budget.certificate is None for of_budget in verdict.budgets)
-    with pytest.raises(CostError, match="Name the budgets"):
-        search(store, Machine(), "another", frontier=True)
 
 
 def test_a_plan_that_is_over_its_budget_in_the_long_run_leaves_it_to_the_next_fastest(
@@ -142,3 +139,12 @@ def test_a_plan_that_is_over_a_small_budget_in_the_long_run_may_be_the_best_of_a
         assert of_budget.peak_bytes is not None
         assert of_budget.peak_bytes <= of_budget.budget_bytes
     assert verdict.budgets[1].best_hash != smaller.best_hash
+
+
+def test_a_frontier_of_a_target_that_cannot_be_profiled_starts_at_what_no_plan_can_be_below(store: Store) -> None:
+    machine = Machine()
+    verdict = search(store, machine, budget="2400B", frontier=True, trials=6)
+    sizes = [decided.budget_bytes for decided in verdict.budgets]
+    assert (sizes[0], sizes[-1], len(sizes)) == (2400, machine.static_bytes, 8)
+    assert verdict.budgets[0].best_hash is not None
+    assert verdict.budgets[-1].best_hash is None
