@@ -34,9 +34,11 @@ from actune.plan import CompileMode, Plan, plan_hash
 from actune.search.peaks import PeakMargins
 
 SOLVED_DRAWS = 8
-"""How many draws a proposal solves, beside the mean: what takes a tenth of a second at 128 layers."""
+"""How many draws a proposal solves, beside the mean."""
+OPTIONS_SOLVED = 4096
+"""How many options, of all layers and modes, these draws choose from in all: what a tenth of a second is enough for."""
 MORE_DRAWS = 32
-"""How many more are solved once there is nothing new in the pool."""
+"""How many are solved once there is nothing new in the pool."""
 POOL_DRAWS = 256
 BOUND_DRAWS = 48
 BOUND_DEVIATIONS = 3.0
@@ -111,6 +113,8 @@ class Advice:
         self._belief = StepTimeBelief()
         for stack in self._stacks:
             self._belief.know(stack.all_parts)
+        options = sum(len(layer.options) for stack in stacks for layer in stack.problem.layers)
+        self._solved_draws = min(SOLVED_DRAWS, max(1, OPTIONS_SOLVED // options))
 
     def knows(self, plan: Plan) -> bool:
         """Whether all that a plan is made of was profiled."""
@@ -136,8 +140,9 @@ class Advice:
         times_s = self._belief.posterior().mean().step_times_s([of_plan, of_reference])
         return float(times_s[0, 0] / times_s[1, 0])
 
-    def explore(self, budget_bytes: int, number: int, *, count: int = SOLVED_DRAWS) -> None:
-        """Puts the fastest plans within a budget under some draws into the pool; once for each number and count."""
+    def explore(self, budget_bytes: int, number: int, *, thoroughly: bool = False) -> None:
+        """Puts the fastest plans within a budget under some draws into the pool, once for each number."""
+        count = MORE_DRAWS if thoroughly else self._solved_draws
         if (explored := (budget_bytes, number, count)) in self._explored:
             return
         self._explored.add(explored)

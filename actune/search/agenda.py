@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from actune.plan import Plan
-from actune.search.advice import MORE_DRAWS, SOLVED_DRAWS, Advice, Bound
+from actune.search.advice import Advice, Bound
 from actune.search.foresight import GREEDY, Foresight
 from actune.search.latent import LOWEST_SHARE, LatentSpace
 from actune.search.ledger import Ledger
@@ -152,8 +152,8 @@ class Agenda:
         for offset in range(len(open_budgets)):
             budget_bytes = open_budgets[(number + offset) % len(open_budgets)]
             best = self._ledger.best(budget_bytes)
-            for count in (SOLVED_DRAWS, MORE_DRAWS):
-                advice.explore(budget_bytes, number, count=count)
+            for thoroughly in (False, True):
+                advice.explore(budget_bytes, number, thoroughly=thoroughly)
                 plan = advice.proposal(budget_bytes, best, number, is_seen)
                 if plan is not None:
                     self._advised = plan

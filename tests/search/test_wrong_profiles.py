@@ -13,7 +13,7 @@ import pytest
 from actune.cost.outlook import Outlook
 from actune.plan import NO_AC, CompileMode, Plan, Treatment, parse_plan
 from actune.records import ModelStructure
-from actune.search.advice import MORE_DRAWS, SOLVED_DRAWS, Advice, MeasuredRatio
+from actune.search.advice import Advice, MeasuredRatio
 from actune.search.peaks import PROVEN_AFTER, PeakMargins
 from actune.step_profile import PlanProfiled, ProfilePlan, StepProfile
 
@@ -145,8 +145,8 @@ class Trials:
 
     def proposal(self, best: MeasuredRatio | None) -> Plan | None:
         number = len(self.ratios)
-        for count in (SOLVED_DRAWS, MORE_DRAWS):
-            self.advice.explore(BUDGET_BYTES, number, count=count)
+        for thoroughly in (False, True):
+            self.advice.explore(BUDGET_BYTES, number, thoroughly=thoroughly)
             plan = self.advice.proposal(BUDGET_BYTES, best, number, self.is_seen)
             if plan is not None:
                 return plan
