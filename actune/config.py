@@ -38,6 +38,7 @@ class _MenuTable(OutsideModel):
     filter_by: Literal["shape", "name"] | None = None
     early_stop: bool | None = None
     preserve_rng_state: bool | None = None
+    save_routing: bool | None = None
     memory_budget: float | None = None
     each: dict[str, list[Any]] | None = None
 

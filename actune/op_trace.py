@@ -52,8 +52,8 @@ class OpRecord:
         time_s: median over the batches traced.
         flops: None for ops without a formula (pointwise and data movement).
         random: this call draws random numbers.
-        chooses: it turns values into indices, as `topk` does: recomputed with other rounding, it might choose
-            otherwise.
+        chooses: it turns values into indices, as `topk` does, or is a router's matmul, whose scores are chosen by:
+            recomputed with other rounding, it might choose otherwise.
         varies: how many ops of its name run in its module, or what they return, depends on the batch.
         optional: on some batch none does.
     """

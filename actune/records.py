@@ -258,6 +258,7 @@ class GradientReport:
         worst: the parameter it was found at, or `loss`.
         compared: whether there were values to compare. There are none on a simulated device; then nothing else here
             says anything.
+        explanation: what makes the difference, where that is known.
     """
 
     equal: bool
@@ -266,6 +267,7 @@ class GradientReport:
     largest_error: float
     worst: str
     compared: bool = True
+    explanation: str | None = None
     kind: Literal["gradients_compared"] = "gradients_compared"
 
 

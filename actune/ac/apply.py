@@ -11,6 +11,7 @@ from torch import nn
 
 from actune.ac.compiling import CompiledModule, SharedCode
 from actune.ac.regions import Region, RegionFactory, filtered_linears, region_draws_random_numbers
+from actune.ac.routing import find_routing
 from actune.errors import PlanError
 from actune.plan import NO_AC, WHOLE_LAYER, Plan, SavedOp, Treatment, compress_fqns_text
 from actune.profiler import discover
@@ -63,7 +64,7 @@ class Application:
         self.plan = plan
         treatments = plan.resolve(layer_fqns)
         _check_rules_match_somewhere(model, plan, treatments)
-        self._factory = RegionFactory(compiled=plan.compile in ("layer", "model"))
+        self._factory = RegionFactory(plan.compile)
         holders = _holders(model)
         self._places = [
             place for fqn, treatment in treatments.items() for place in self._layer_places(fqn, treatment, holders)
@@ -89,7 +90,8 @@ class Application:
             module = layer if below == WHOLE_LAYER else _submodule(layer, below, layer_fqn)
             if isinstance(module, Region):
                 raise PlanError(f"wrap: {fqn} is checkpointed already. Remove the other plan first.")
-            places.append(_Place(fqn, holders[module], module, self._factory.make(module, fqn, treatment)))
+            region = self._factory.make(module, fqn, treatment, find_routing(layer, below))
+            places.append(_Place(fqn, holders[module], module, region))
         return places
 
     def _compile(self, treatments: dict[str, Treatment]) -> list[CompiledModule]:

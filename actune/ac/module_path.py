@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -23,15 +24,20 @@ class ModulePath:
     slow down, and break the graphs of, other plans that are ready for the same model.
     """
 
-    def __init__(self, region_module: nn.Module) -> None:
+    def __init__(self, region_module: nn.Module, only: Collection[str] | None = None) -> None:
+        """Args:
+        region_module: the region's.
+        only: FQNs below it of the modules to follow; None for all.
+        """
         self._region_module = region_module
+        self._only = only
         self._running: list[str] = []
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
         """Hooks the region's submodules."""
         for fqn, module in self._region_module.named_modules():
-            if fqn:
+            if fqn and (self._only is None or fqn in self._only):
                 self._handles.append(module.register_forward_pre_hook(partial(self._enter_hook, fqn), prepend=True))
                 # Called on exceptions too: early stop leaves a recomputation by one.
                 self._handles.append(module.register_forward_hook(self._leave_hook, always_call=True))
@@ -48,7 +54,7 @@ class ModulePath:
         self._running.clear()
 
     def innermost(self) -> str:
-        """FQN below the region of the innermost running module, `.` for the region itself."""
+        """FQN below the region of the innermost running module that is followed, `.` for the region itself."""
         return self._running[-1] if self._running else WHOLE_LAYER
 
     def detach(self) -> None:

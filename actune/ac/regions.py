@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 
 from actune.ac.module_path import ModulePath, TracedModulePath
-from actune.ac.ops import check_op_exists, resolve_save_ops
+from actune.ac.ops import CHOOSING_OPS, Op, check_op_exists, resolve_save_ops
+from actune.ac.recall import RoutingContexts
+from actune.ac.routing import NO_ROUTING, Routing
 from actune.ac.sac import EagerContexts, RegionMemory, SaveRules, traced_context_fn
 from actune.errors import PlanError
-from actune.plan import WHOLE_LAYER, SavedOp, Treatment
+from actune.plan import WHOLE_LAYER, CompileMode, SavedOp, Treatment
 
 
 class Region(CheckpointWrapper):
@@ -68,7 +72,9 @@ def checkpoint_kwargs(treatment: Treatment) -> dict[str, Any]:
     return {"early_stop": treatment.early_stop, "preserve_rng_state": treatment.preserve_rng_state}
 
 
-def resolve_rules(treatment: Treatment, region_module: nn.Module, region_fqn: str) -> SaveRules:
+def resolve_rules(
+    treatment: Treatment, region_module: nn.Module, region_fqn: str, routing: Routing = NO_ROUTING
+) -> SaveRules:
     """The SAC knobs against one region.
 
     `save` entries whose module this region does not have are left out here; that each matches somewhere is checked
@@ -97,9 +103,35 @@ def resolve_rules(treatment: Treatment, region_module: nn.Module, region_fqn: st
             shapes.add((in_features, out_features))
         else:
             names.add(fqn or WHOLE_LAYER)
+    choosing_ops, router_modules = routing_rules(treatment, region_module, routing)
     return SaveRules(
-        treatment.save_every_nth_mm, resolve_save_ops(treatment.save_ops), saved, frozenset(shapes), frozenset(names)
+        treatment.save_every_nth_mm,
+        resolve_save_ops(treatment.save_ops),
+        saved,
+        frozenset(shapes),
+        frozenset(names),
+        choosing_ops,
+        router_modules,
     )
+
+
+def routing_rules(
+    treatment: Treatment, region_module: nn.Module, routing: Routing
+) -> tuple[frozenset[Op], frozenset[str]]:
+    """What SAC keeps of a region's routing: the ops that choose experts, and the modules of its routers.
+
+    `topk` chooses experts by whatever name; other such ops have other uses outside of mixtures.
+    """
+    if not treatment.save_routing:
+        return frozenset(), frozenset()
+    modules = dict(region_module.named_modules())
+    inside = {
+        fqn or WHOLE_LAYER
+        for router in routing.routers
+        for fqn in modules
+        if router == WHOLE_LAYER or fqn == router or fqn.startswith(f"{router}.")
+    }
+    return CHOOSING_OPS if routing else frozenset({torch.ops.aten.topk.default}), frozenset(inside)
 
 
 def filtered_linears(treatment: Treatment, region_module: nn.Module, region_fqn: str) -> list[tuple[str, nn.Linear]]:
@@ -127,44 +159,58 @@ def filtered_linears(treatment: Treatment, region_module: nn.Module, region_fqn:
 class RegionFactory:
     """Makes the regions of a plan. Compiled regions under like rules share one context_fn, and so compiled code."""
 
-    def __init__(self, *, compiled: bool) -> None:
-        self._compiled = compiled
+    def __init__(self, mode: CompileMode) -> None:
+        """Args: mode: the plan's. What is compiled inside its region is out of reach, so there no routing is kept."""
+        self._mode = mode
         self._context_fns: dict[Hashable, Any] = {}
         self._traced: list[tuple[str, RegionMemory]] = []
-        self._paths: list[ModulePath] = []
+        self._hooked: list[ModulePath | RoutingContexts] = []
 
-    def make(self, module: nn.Module, fqn: str, treatment: Treatment) -> Region:
+    def make(self, module: nn.Module, fqn: str, treatment: Treatment, routing: Routing) -> Region:
         """The region for a module.
 
         Raises:
             PlanError: the treatment does not fit the module.
         """
         if treatment.policy == "full":
-            return Region(module, **checkpoint_kwargs(treatment))
-        rules = resolve_rules(treatment, module, fqn)
+            if not routing or not treatment.save_routing or self._mode == "inside":
+                return Region(module, **checkpoint_kwargs(treatment))
+            if self._mode == "off":
+                contexts = RoutingContexts(module, fqn, routing)
+                self._hooked.append(contexts)
+                return Region(module, context_fn=contexts, **checkpoint_kwargs(treatment))
+            treatment = replace(treatment, policy="selective", save_every_nth_mm=0, save_ops=())
+        rules = resolve_rules(treatment, module, fqn, routing)
         memory = RegionMemory(unmatched=rules.named())
-        if self._compiled:
-            key = (treatment, tuple(sorted(rules.saved)), rules.filter_shapes, rules.filter_modules)
+        if self._mode != "off":
+            key = (
+                treatment,
+                tuple(sorted(rules.saved)),
+                rules.filter_shapes,
+                rules.filter_modules,
+                rules.choosing_ops,
+                rules.router_modules,
+            )
             if key not in self._context_fns:
                 path = TracedModulePath() if rules.need_module_path else None
                 self._context_fns[key] = traced_context_fn(rules, path, memory)
                 self._traced.append((fqn, memory))
             return Region(module, context_fn=self._context_fns[key], **checkpoint_kwargs(treatment))
-        eager_path = ModulePath(module) if rules.need_module_path else None
+        eager_path = ModulePath(module, rules.followed_modules) if rules.need_module_path else None
         if eager_path is not None:
-            self._paths.append(eager_path)
+            self._hooked.append(eager_path)
         context_fn = EagerContexts(rules, eager_path, memory)
         return SelectiveRegion(module, fqn=fqn, memory=memory, context_fn=context_fn, **checkpoint_kwargs(treatment))
 
     def attach(self) -> None:
         """Hooks the modules of regions whose rules ask for the running module."""
-        for path in self._paths:
-            path.attach()
+        for hooked in self._hooked:
+            hooked.attach()
 
     def detach(self) -> None:
         """Removes the hooks."""
-        for path in self._paths:
-            path.detach()
+        for hooked in self._hooked:
+            hooked.detach()
 
     def check_traced(self) -> None:
         """Raises PlanError if a region that was compiled by now has an entry of `save` that matched nothing in it."""

@@ -49,6 +49,9 @@ class SaveRules:
         saved: of `save`: (module FQN below the region, op name) to its occurrences, None for all.
         filter_shapes: (in, out) of the filtered Linears, as a matmul sees its right-hand side.
         filter_modules: FQNs below the region of the Linears filtered by name.
+        choosing_ops: what chooses experts, kept in any case.
+        router_modules: FQNs below the region of the routers and all that is in them, whose matmuls are kept unless they
+            are filtered; `.` if the region is a router.
     """
 
     save_every_nth_mm: int
@@ -56,11 +59,18 @@ class SaveRules:
     saved: dict[tuple[str, str], frozenset[int] | None]
     filter_shapes: frozenset[tuple[int, int]]
     filter_modules: frozenset[str]
+    choosing_ops: frozenset[Op] = frozenset()
+    router_modules: frozenset[str] = frozenset()
 
     @property
     def need_module_path(self) -> bool:
         """Whether a rule asks in which module an op runs."""
-        return bool(self.saved or self.filter_modules)
+        return bool(self.saved or self.filter_modules or self.router_modules)
+
+    @property
+    def followed_modules(self) -> frozenset[str] | None:
+        """The modules of which a rule asks whether they run; None if it asks for each."""
+        return None if self.saved else self.filter_modules | self.router_modules
 
     def named(self) -> set[NamedOutput]:
         """The entries of `saved`, one by one."""
@@ -71,13 +81,22 @@ class SaveRules:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Ops can't be pickled; their names can.
-        names = sorted(str(op) for op in self.save_ops)
-        rest = (self.saved, self.filter_shapes, self.filter_modules)
-        return _rules_from_names, (self.save_every_nth_mm, names, *rest)
+        save_ops, choosing_ops = (sorted(map(str, ops)) for ops in (self.save_ops, self.choosing_ops))
+        rest = (self.saved, self.filter_shapes, self.filter_modules, self.router_modules)
+        return _rules_from_names, (save_ops, choosing_ops, self.save_every_nth_mm, *rest)
 
 
-def _rules_from_names(save_every_nth_mm: int, names: list[str], *rest: Any) -> SaveRules:
-    return SaveRules(save_every_nth_mm, frozenset(map(op_from_qualified_name, names)), *rest)
+def _rules_from_names(
+    save_ops: list[str],
+    choosing_ops: list[str],
+    save_every_nth_mm: int,
+    saved: dict[tuple[str, str], frozenset[int] | None],
+    filter_shapes: frozenset[tuple[int, int]],
+    filter_modules: frozenset[str],
+    router_modules: frozenset[str],
+) -> SaveRules:
+    kept, choosing = (frozenset(map(op_from_qualified_name, names)) for names in (save_ops, choosing_ops))
+    return SaveRules(save_every_nth_mm, kept, saved, filter_shapes, filter_modules, choosing, router_modules)
 
 
 NamedOutput = tuple[str, str, int | None]
@@ -158,7 +177,8 @@ class _Decisions:
             return decision
         keep = self._is_named(op) if rules.saved else False
         if not keep:
-            keep = self._is_kept_by_rule(op, args, kwargs)
+            # The rule is asked first, since it counts.
+            keep = self._is_kept_by_rule(op, args, kwargs) or self._routes(op, args)
         if draws_random_numbers(op, args, kwargs):
             # A kept output is not drawn again, so every later draw of the recomputation would shift: keep those too.
             keep = keep or self._random_output_kept
@@ -182,11 +202,9 @@ class _Decisions:
     def _is_kept_by_rule(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         rules = self._rules
         if op in MATMULS:
-            if rules.filter_modules and self._path is not None and self._path.innermost() in rules.filter_modules:
+            if self._is_filtered(op, args):
                 return False
             if op in COUNTED_MATMULS:
-                if rules.filter_shapes and _right_hand_shape(op, args) in rules.filter_shapes:
-                    return False
                 self._matmuls_counted += 1
                 is_nth = rules.save_every_nth_mm > 0 and (self._matmuls_counted - 1) % rules.save_every_nth_mm == 0
                 return is_nth and op in rules.save_ops
@@ -195,6 +213,26 @@ class _Decisions:
         if op is torch.ops.aten._to_copy.default and args[0].is_cuda:
             return torch.device(kwargs.get("device") or args[0].device).type == "cpu" or op in rules.save_ops
         return op in rules.save_ops
+
+    def _is_filtered(self, op: Op, args: tuple[Any, ...]) -> bool:
+        rules = self._rules
+        if rules.filter_modules and self._path is not None and self._path.innermost() in rules.filter_modules:
+            return True
+        return (
+            op in COUNTED_MATMULS and bool(rules.filter_shapes) and _right_hand_shape(op, args) in rules.filter_shapes
+        )
+
+    def _routes(self, op: Op, args: tuple[Any, ...]) -> bool:
+        """Whether the op chooses experts, or makes the scores to choose by and is not filtered: see `routing`."""
+        if op in self._rules.choosing_ops:
+            return True
+        return (
+            op in MATMULS
+            and bool(self._rules.router_modules)
+            and self._path is not None
+            and self._path.innermost() in self._rules.router_modules
+            and not self._is_filtered(op, args)
+        )
 
     def _decide_write(
         self, op: Op, written: tuple[tuple[int, str], ...], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -242,9 +280,12 @@ class Keeps:
     The storages of all outputs asked about need addresses of their own for as long as this is used.
     """
 
-    def __init__(self, rules: SaveRules) -> None:
-        """Args: rules: such as ask for no module's name."""
-        self._decisions = _Decisions(rules, None, RegionMemory())
+    def __init__(self, rules: SaveRules, path: ModulePath) -> None:
+        """Args:
+        rules: the region's.
+        path: tells the running module.
+        """
+        self._decisions = _Decisions(rules, path, RegionMemory())
 
     def __call__(self, op: Op, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this output, the next one in the order of the forward, is kept.

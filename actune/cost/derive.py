@@ -56,12 +56,13 @@ def derived_sets(trace: LayerTrace, *, sac_op_time_s: float, points: int = 6) ->
     """
     ops = savable_ops(trace, keep_time_s=KEEPING * sac_op_time_s)
     ops = _without_negligible(ops, NEGLIGIBLE * trace.recompute_time_s)
+    kept_anyway = {op.name for op in ops if op.forced}
     # What can't be kept runs again in any case, and SAC looks at each op in any case.
     constant_s = trace.recompute_time_s - sum(op.time_s for op in ops) + sac_op_time_s * trace.recomputed_ops
     found = [
         DerivedSet(treatment_of(save_set), save_set.kept_bytes, save_set.recompute_s + constant_s)
         for save_set in save_set_frontier(ops, points=points + _ENDS)
-        if save_set.names
+        if not kept_anyway.issuperset(save_set.names)
     ]
     unbeaten = [
         derived

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from actune.errors import TargetError
+from actune.measure.rerouting import describe_rerouting
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
 from actune.records import CompareGradients, GradientReport
@@ -52,8 +53,14 @@ def compare_gradients(workload: Workload, request: CompareGradients) -> Gradient
     tolerance = 0.0 if bitwise else SPREAD_FACTOR * spread
     if dtypes is not None:
         tolerance = max(tolerance, math.sqrt(dtypes.epsilon))
+    equal = error <= tolerance
     return GradientReport(
-        equal=error <= tolerance, bitwise=bitwise, tolerance=tolerance, largest_error=error, worst=worst
+        equal=equal,
+        bitwise=bitwise,
+        tolerance=tolerance,
+        largest_error=error,
+        worst=worst,
+        explanation=None if equal or plan.compile != "off" else describe_rerouting(workload, plan),
     )
 
 

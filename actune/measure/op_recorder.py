@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import SAC_IGNORED_OPS
 
 from actune.ac.module_path import ModulePath
-from actune.ac.ops import Op, draws_random_numbers, op_name, written_arguments
+from actune.ac.ops import MATMULS, Op, draws_random_numbers, op_name, written_arguments
 from actune.ac.regions import resolve_rules
+from actune.ac.routing import find_routing
 from actune.ac.sac import Keeps
 from actune.errors import PlanError
 from actune.measure.flops import op_flops
@@ -83,7 +84,9 @@ class LayerRecording:
 
     def __post_init__(self) -> None:
         self.path = ModulePath(self.module)
-        self._keeps: Keeps | None = Keeps(resolve_rules(Treatment("selective"), self.module, self.fqn))
+        rules = resolve_rules(Treatment("selective"), self.module, self.fqn, find_routing(self.module))
+        self._keeps: Keeps | None = Keeps(rules, self.path)
+        self._router_modules = rules.router_modules
         self._numbers: dict[int, int] = {}
         # A weak reference keeps a storage's address from being used again, so that an address is one storage.
         self._references: list[StorageWeakRef] = []
@@ -141,7 +144,7 @@ class LayerRecording:
                 kept_by_sac,
                 op_flops(op, args, kwargs, output),
                 draws_random_numbers(op, args, kwargs),
-                name in _CHOOSING and any(t.is_floating_point() for t in _tensors((args, kwargs))) and _indexes(output),
+                _chooses(name, args, kwargs, output) or (phase == "forward" and self._makes_scores(op, module_fqn)),
                 stretch,
             )
         )
@@ -152,6 +155,9 @@ class LayerRecording:
         except PlanError:
             self._keeps = None  # SAC with its defaults refuses this layer
             return False
+
+    def _makes_scores(self, op: Op, module_fqn: str) -> bool:
+        return op in MATMULS and module_fqn in self._router_modules
 
     def _count(self, op: Op, module_fqn: str, name: str) -> int:
         if op in SAC_IGNORED_OPS or written_arguments(op):
@@ -270,8 +276,12 @@ def _number(entry: tuple[int, str]) -> int:
     return entry[0]
 
 
-def _indexes(output: Any) -> bool:
-    return any(not tensor.is_floating_point() for tensor in _tensors(output))
+def _chooses(name: str, args: Any, kwargs: Any, output: Any) -> bool:
+    return (
+        name in _CHOOSING
+        and any(tensor.is_floating_point() for tensor in _tensors((args, kwargs)))
+        and any(not tensor.is_floating_point() for tensor in _tensors(output))
+    )
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ import traceback
 from functools import partial
 
 import torch
+from torch.utils.checkpoint import CheckpointError
 
 from actune.errors import ActuneError, PlanError, describe_error
 from actune.measure.device import PeakProbe
@@ -133,6 +134,11 @@ def _timed_step(workload: Workload, plan: Plan, step: int) -> StepSample:
 def failed_measurement(error: Exception, *, budget_bytes: int | None, workload: Workload) -> Measurement:
     """The outcome of a trial that raised: out of memory (over budget, if that was the cap's doing), or an error."""
     message = str(error) if isinstance(error, ActuneError) else describe_error(error)
+    if isinstance(error, CheckpointError):
+        message += (
+            " (a region does not repeat its forward: a mixture routes tokens anew unless save_routing = true finds its "
+            "router; else look for what changes between two calls of the model)"
+        )
     if not is_out_of_memory(error):
         return Measurement(Outcome.ERROR, message=message, detail=traceback.format_exc())
     total_bytes = workload.device.environment().device_total_bytes

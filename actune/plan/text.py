@@ -29,6 +29,7 @@ class _RuleTable(OutsideModel):
     filter_by: FilterBy | None = None
     early_stop: bool | None = None
     preserve_rng_state: bool | None = None
+    save_routing: bool | None = None
     memory_budget: float | None = None
 
 
@@ -100,7 +101,10 @@ def load_plan(path: str | Path) -> Plan:
 
 
 def dump_plan(plan: Plan, *, with_provenance: bool = True) -> str:
-    """The canonical TOML of a plan: every knob that its policies take is written, so no later default changes it."""
+    """The canonical TOML of a plan: every knob that its policies take is written, so no later default changes it.
+
+    But for `save_routing`, which came later: plans without it have kept their text, and their hash.
+    """
     return _write(plan, plan.provenance) if with_provenance and plan.provenance else _text(plan)
 
 
@@ -127,6 +131,8 @@ def _rule_table(rule: Rule) -> dict[str, Any]:
             value = "default" if value == ("default",) else value
         if field.name == "filter_by":
             written = bool(treatment.filter_fqns)
+        if field.name == "save_routing":
+            written = not value
         if written:
             table[field.name] = list(value) if isinstance(value, tuple) else value
     return table

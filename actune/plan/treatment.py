@@ -15,7 +15,7 @@ FilterBy = Literal["shape", "name"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 WHOLE_LAYER = "."
 
-_CHECKPOINT_KNOBS = frozenset({"wrap", "early_stop", "preserve_rng_state"})
+_CHECKPOINT_KNOBS = frozenset({"wrap", "early_stop", "preserve_rng_state", "save_routing"})
 _SAC_KNOBS = frozenset({"save_every_nth_mm", "save_ops", "save", "filter_fqns", "filter_by"})
 KNOBS_OF_POLICY: dict[PolicyName, frozenset[str]] = {
     "none": frozenset(),
@@ -87,6 +87,8 @@ class Treatment:
             named Linears' own.
         early_stop: stop recomputing as soon as everything that backward needs is there.
         preserve_rng_state: recompute with the random numbers of the forward.
+        save_routing: keep what chooses experts in a mixture (outputs of `topk` and the like, and of routers' matmuls
+            that no filter names), so that a recomputation sends each token to the same ones.
         memory_budget: memory_budget: the share of the layer's activations that the compiler may keep, 0 to 1
             (`torch._functorch.config.activation_memory_budget`); it does not bound the peak.
     """
@@ -100,6 +102,7 @@ class Treatment:
     filter_by: FilterBy = "shape"
     early_stop: bool = True
     preserve_rng_state: bool = True
+    save_routing: bool = True
     memory_budget: float | None = None
 
     def __post_init__(self) -> None:

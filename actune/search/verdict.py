@@ -117,6 +117,11 @@ class Judge:
             if report.equal or not report.compared:
                 toml = self._with_provenance(trial, entry, budget_bytes, peak_bytes)
                 return BudgetVerdict(budget_bytes, trial.plan_hash, toml, peak_bytes, ENDURANCE_STEPS, certificate)
+            self._reporter.stage(
+                f"{trial.preset or f'trial {trial.number}'} computes other gradients than it should: {report.worst} is "
+                f"off by {report.largest_error:.2g} (relative)"
+                f"{'' if report.explanation is None else f'; {report.explanation}'}; trying the next fastest"
+            )
         return BudgetVerdict(budget_bytes, None, None, None, ENDURANCE_STEPS, certificate)
 
     def _compare(self) -> list[VerdictEntry]:

@@ -114,7 +114,7 @@ def held_after_forward_bytes(trace, treatment):
 def test_kept_bytes_are_those_that_a_marked_step_measures(spec, number):
     """Over what full AC holds: the layer's output, and the random state that recomputation begins with."""
     trace = traces_of(spec)[number]
-    full_bytes = held_after_forward_bytes(trace, Treatment("full"))
+    full_bytes = held_after_forward_bytes(trace, Treatment("full", save_routing=False))
     sets = derived_sets(at_equal_times(trace), sac_op_time_s=0.0)
     assert len(sets) >= 3
     for derived in sets:

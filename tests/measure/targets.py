@@ -158,3 +158,46 @@ class OnMetaWithoutInit(Plain):
             model = Model()
             model.register_buffer("table", torch.arange(3.0))
         return model
+
+
+class FlippingGate(nn.Linear):
+    """Each second call turns the scores over: recomputation chooses other experts."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * (1.0 if self.calls % 2 else -1.0)
+
+
+class Mixture(nn.Module):
+    """Every expert runs on all tokens, so that another choice changes no shape."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.gate = FlippingGate(width, 4, bias=False)
+        self.experts = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in range(4)])
+
+    def forward(self, x):
+        weights, chosen = self.gate(x).topk(2)
+        outputs = torch.stack([expert(x) for expert in self.experts], dim=1)
+        rows = torch.arange(x.shape[0]).unsqueeze(1)
+        return x + (torch.sin(outputs[rows, chosen]) * weights.unsqueeze(-1)).sum(1)
+
+
+class MixtureLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.moe = Mixture()
+
+    def forward(self, x):
+        return self.moe(x)
+
+
+class Reroutes(Plain):
+    layer = MixtureLayer
+
+    def loss(self, model, batch):
+        for layer in model.layers:
+            layer.moe.gate.calls = 0
+        return super().loss(model, batch)

@@ -60,6 +60,20 @@ def test_a_target_that_does_not_repeat_gets_a_tolerance():
     assert 0 < report.tolerance < 0.01
 
 
+def test_other_experts_in_the_recomputation_are_named():
+    """Scores of the other sign: the two experts chosen by the recomputation are never those of the forward."""
+    report = compare("Reroutes", uniform(Treatment("full", save_routing=False)))
+    assert not report.equal
+    assert report.explanation is not None
+    assert "layers.0.moe (4 of 4 choices), layers.1.moe (4 of 4 choices)" in report.explanation
+
+
+@pytest.mark.parametrize("treatment", [Treatment("full"), Treatment("selective")])
+def test_experts_that_are_kept_are_chosen_once(treatment):
+    """The gate's product is recomputed otherwise, so its own gradient is off; the experts are those of the forward."""
+    assert compare("Reroutes", uniform(treatment)).explanation is None
+
+
 @IGNORE_TORCHS_OWN
 def test_a_compiled_plan_gets_half_of_the_digits():
     report = compare("Plain", uniform(Treatment("full"), compile="layer"))

@@ -130,7 +130,10 @@ def test_default_sac_keeps_every_second_matmul(dense):
 
 
 def test_the_router_chooses(moe):
-    assert [f"{op.module_fqn}::{op.op_name}" for op in moe.ops if op.chooses] == ["moe.router::topk"]
+    assert [f"{op.module_fqn}::{op.op_name}" for op in moe.ops if op.chooses] == [
+        "moe.router.gate::mm",
+        "moe.router::topk",
+    ]
     grouped = [op for op in moe.forward if op.op_name == "_grouped_mm"]
     assert [op.flops for op in grouped] == [2 * (2 * 32 * 2) * 128 * 128] * 3
 

@@ -1,0 +1,155 @@
+"""Full AC that recalls what chose experts in the forward: see `routing`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Self
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
+
+from actune.ac.ops import CHOOSING_OPS, MATMULS, Op, op_name
+from actune.ac.routing import Routing
+from actune.errors import PlanError
+from actune.plan import WHOLE_LAYER
+
+_Where = Literal["scopes", "routers"]
+
+
+class RoutingContexts:
+    """The `context_fn` of a region under full AC that keeps what chooses experts, and nothing else.
+
+    SAC would look at every op of the region, which takes tens of microseconds each. A mode of our own, which takes
+    six, is on where experts are chosen alone: by hooks on these modules, and from the second call on only in the
+    routers, if the first call has chosen nowhere else.
+    """
+
+    def __init__(self, region_module: nn.Module, region_fqn: str, routing: Routing) -> None:
+        self.region_fqn = region_fqn
+        self.where: _Where = "scopes"
+        self.phase: _Phase | None = None
+        self._region_module = region_module
+        self._routing = routing
+        self._handles: list[RemovableHandle] = []
+
+    def __call__(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """The contexts of one forward and of its recomputation."""
+        kept: list[tuple[Op, Any]] = []
+        return _Forward(self, self.where, kept), _Recomputation(self, self.where, kept)
+
+    def attach(self) -> None:
+        """Hooks the modules that route, and the experts."""
+        for fqns, enter, leave in (
+            (self._routing.scopes, partial(self._switch, "scopes", True), partial(self._switch, "scopes", False)),
+            (self._routing.experts, partial(self._switch, "scopes", False), partial(self._switch, "scopes", True)),
+            (self._routing.routers, partial(self._count, 1), partial(self._count, -1)),
+        ):
+            for fqn in fqns:
+                module = self._region_module if fqn == WHOLE_LAYER else self._region_module.get_submodule(fqn)
+                self._handles.append(module.register_forward_pre_hook(_Hook(enter)))
+                # Called on exceptions too: early stop leaves a recomputation by one.
+                self._handles.append(module.register_forward_hook(_Hook(leave), always_call=True))
+
+    def detach(self) -> None:
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _switch(self, where: _Where, on: bool) -> None:
+        if self.phase is not None and self.phase.where == where:
+            self.phase.switch(on)
+
+    def _count(self, change: int) -> None:
+        if self.phase is not None:
+            self.phase.routers_running += change
+            self._switch("routers", change > 0)
+
+
+@dataclass(frozen=True)
+class _Hook:
+    act: Callable[[], None]
+
+    def __call__(self, *args: Any) -> None:
+        self.act()
+
+
+class _Phase(TorchDispatchMode):
+    """A forward or a recomputation of a region, as a context; the mode is on where experts are chosen."""
+
+    def __init__(self, contexts: RoutingContexts, where: _Where, kept: list[tuple[Op, Any]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.where = where
+        self.kept = kept
+        self.routers_running = 0
+        self.contexts = contexts
+
+    def __enter__(self) -> Self:
+        self._outer = self.contexts.phase
+        self.contexts.phase = self
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.contexts.phase = self._outer
+
+    def switch(self, on: bool) -> None:
+        """Puts the mode on or takes it off."""
+        if on:
+            super().__enter__()  # type: ignore[no-untyped-call]
+        else:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def routes(self, op: Op) -> bool:
+        """Whether the op chooses experts, or makes the scores to choose by."""
+        return op in CHOOSING_OPS or (self.routers_running > 0 and op in MATMULS)
+
+
+class _Forward(_Phase):
+    """Keeps what chooses experts."""
+
+    def __init__(self, contexts: RoutingContexts, where: _Where, kept: list[tuple[Op, Any]]) -> None:
+        super().__init__(contexts, where, kept)
+        self._chose_outside = False
+
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)
+        self.contexts.where = "routers" if self.kept and not self._chose_outside else "scopes"
+
+    def __torch_dispatch__(self, op: Op, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        output = op(*args, **(kwargs or {}))
+        if self.routes(op):
+            self._chose_outside |= self.routers_running == 0
+            self.kept.append((op, _copy(output)))
+        return output
+
+
+class _Recomputation(_Phase):
+    """Recalls it."""
+
+    def __enter__(self) -> Self:
+        self._recalled = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, op: Op, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if not self.routes(op):
+            return op(*args, **(kwargs or {}))
+        kept_op, kept = self.kept[self._recalled] if self._recalled < len(self.kept) else (None, None)
+        self._recalled += 1
+        if op is not kept_op:
+            raise PlanError(
+                f"save_routing: {self.contexts.region_fqn} calls {op_name(op)} as number {self._recalled} of what "
+                "chooses experts when it is recomputed, where its forward called "
+                f"{'none' if kept_op is None else op_name(kept_op)}. A layer that routes by other code each time can't "
+                "be checkpointed: leave it without AC."
+            )
+        return _copy(kept)
+
+
+def _copy(output: Any) -> Any:
+    """A copy, as the router's later code may write to what it got, and does so again in the recomputation."""
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, output)
