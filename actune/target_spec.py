@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from actune.errors import UsageError
 
-TargetFamily = Literal["builtin", "hf", "file", "module"]
+TargetFamily = Literal["builtin", "hf", "torchtitan", "file", "module"]
 
 BUILTIN_TARGETS: Mapping[str, str] = MappingProxyType(
     {
@@ -30,9 +30,10 @@ SIZE_OPTIONS: Mapping[str, str] = MappingProxyType(
 )
 
 _FORMS = (
-    f"a built-in name ({', '.join(BUILTIN_TARGETS)}), hf:path/to/config.json, path/to/file.py:attr, or "
-    "package.module:attr, each with options as ?key=value&key=value if need be"
+    f"a built-in name ({', '.join(BUILTIN_TARGETS)}), hf:path/to/config.json, torchtitan:family/flavor, "
+    "path/to/file.py:attr, or package.module:attr, each with options as ?key=value&key=value if need be"
 )
+_FAMILY_AND_FLAVOR = re.compile(r"[A-Za-z_]\w*/[^/\s]+")
 _DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -42,11 +43,12 @@ class TargetSpec:
 
     Attributes:
         text: as given.
-        family: builtin, hf (a Hugging Face config), file (a user's .py) or module (a user's importable module).
-        location: the built-in's name, the path, or the module's dotted name.
+        family: builtin, hf (a Hugging Face config), torchtitan (a model of its registry), file (a user's .py) or module
+            (a user's importable module).
+        location: the built-in's name, the path, torchtitan's family/flavor, or the module's dotted name.
         attribute: the class or callable in a user's file or module; empty for the other families.
-        options: in the order given, keys unique. For builtin and hf the keys of SIZE_OPTIONS, with values that are
-            positive integers; for the others keyword arguments.
+        options: in the order given, keys unique. For a user's own keyword arguments; for the others the keys of
+            SIZE_OPTIONS, with values that are positive integers.
 
     Raises:
         UsageError: at construction, if what is named does not exist or an option is not understood.
@@ -66,6 +68,8 @@ class TargetSpec:
                 self._check_name()
             case "hf":
                 self._check_file("a Hugging Face config.json")
+            case "torchtitan":
+                self._check_family_and_flavor()
             case "file":
                 self._check_file("a Python file")
             case "module":
@@ -73,7 +77,7 @@ class TargetSpec:
         self._check_options()
 
     def size(self, option: str) -> int | None:
-        """The value of `layers`, `batch` or `seq`, None if not given. For builtin and hf only."""
+        """The value of `layers`, `batch` or `seq`, None if not given. Not for a user's own."""
         return next((int(value) for key, value in self.options if key == option), None)
 
     @property
@@ -86,6 +90,13 @@ class TargetSpec:
             near = difflib.get_close_matches(self.location, BUILTIN_TARGETS, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise UsageError(f"target '{self.text}': there is no built-in '{self.location}'.{hint} Expected {_FORMS}.")
+
+    def _check_family_and_flavor(self) -> None:
+        if _FAMILY_AND_FLAVOR.fullmatch(self.location) is None:
+            raise UsageError(
+                f"target '{self.text}': '{self.location}' is no model of torchtitan. Expected family/flavor as in its "
+                "registry, such as torchtitan:llama3/debugmodel."
+            )
 
     def _check_file(self, what: str) -> None:
         path = Path(self.location)
@@ -136,8 +147,8 @@ class TargetSpec:
 def parse_target_spec(text: str) -> TargetSpec:
     """Takes `--target`'s text apart, and checks what can be checked without running anything.
 
-    The forms: `dense-tiny`, `hf:path/to/config.json`, `path/to/file.py:attr`, `package.module:attr`; each may end in
-    `?key=value&key=value`. Paths are relative to the current folder.
+    The forms: `dense-tiny`, `hf:path/to/config.json`, `torchtitan:family/flavor`, `path/to/file.py:attr`,
+    `package.module:attr`; each may end in `?key=value&key=value`. Paths are relative to the current folder.
 
     Raises:
         UsageError: the text has another form; it names a built-in, a file or a family that does not exist; or an
@@ -151,6 +162,8 @@ def parse_target_spec(text: str) -> TargetSpec:
     location, colon, attribute = named.rpartition(":")
     if named.startswith("hf:"):
         return TargetSpec(text, "hf", named.removeprefix("hf:"), "", options)
+    if named.startswith("torchtitan:"):
+        return TargetSpec(text, "torchtitan", named.removeprefix("torchtitan:"), "", options)
     if location.endswith(".py"):
         return TargetSpec(text, "file", location, attribute, options)
     if colon and _DOTTED_NAME.fullmatch(location) and attribute.isidentifier():

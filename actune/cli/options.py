@@ -90,8 +90,8 @@ device_help = "cpu, cuda, cuda:N, or a simulated one, such as sim:h100."
 MAX_WORLD_SIZE = 2**20
 world_size_help = "Simulated devices: how many of them parameters, gradients and optimizer state are sharded over."
 target_help = (
-    "A built-in target (see `actune targets`), hf:path/to/config.json, or your own as package.module:attr or "
-    "path/to/file.py:attr; each may end in ?key=value&…"
+    "A built-in target (see `actune targets`), hf:path/to/config.json, torchtitan:family/flavor, or your own "
+    "as package.module:attr or path/to/file.py:attr; each may end in ?key=value&…"
 )
 
 

@@ -161,7 +161,7 @@ class RealDevice:
 
     def build(self, target: BoundTarget) -> nn.Module:
         """The model on the device; one built on the meta device gets storage and its own initialisation."""
-        return materialize(target.model(), self.torch_device, target=target.name)
+        return materialize(target.model(self.torch_device), self.torch_device, target=target.name)
 
     def fetch(self, make: Callable[[], Any]) -> Any:
         """Tensors are copied to the device if they are elsewhere."""

@@ -28,6 +28,13 @@ class Target(Protocol):
         """A new model, without activation checkpointing and not compiled; it may be built on the meta device."""
         ...
 
+    def model_on(self, device: torch.device) -> nn.Module:
+        """Instead of `model`, where modules depend on the device that steps run on, which is the CPU if it is simulated.
+
+        The model need not be there yet. By default what `model` returns.
+        """
+        return self.model()
+
     def batch(self, step: int) -> Any:
         """The inputs of a step: the same for the same step. By default random tokens, on the CPU."""
         ...
@@ -41,7 +48,11 @@ class Target(Protocol):
         return None
 
     def parallelize(self, model: nn.Module) -> nn.Module:
-        """Applies FSDP2 or TP; called after activation checkpointing and compile. By default the model as it is."""
+        """Applies FSDP2 or TP; called after activation checkpointing and compile. By default the model as it is.
+
+        A target whose attribute of this name is None does not distribute its model; it may say so depending on whether
+        torch.distributed has a process group of several.
+        """
         return model
 
 
@@ -58,6 +69,9 @@ def importable(folder: Path | None) -> Iterator[None]:
     finally:
         if entry in sys.path:  # the user's code may itself have changed the path
             sys.path.remove(entry)
+
+
+CPU = torch.device("cpu")
 
 
 class BoundTarget:
@@ -93,27 +107,32 @@ class BoundTarget:
                 "`def model(self)` that returns a new nn.Module, or a callable that returns one."
             )
         self._build: Callable[[], Any] = build
+        self._target = target if is_target else None
         self._methods = {
-            method: _own_method(target, method, name=name) if is_target else None
-            for method in ("batch", "loss", "optimizer", "parallelize")
+            method: _own_method(self._target, method, name=name)
+            for method in ("model_on", "batch", "loss", "optimizer", "parallelize")
         }
         self._tokens: TokenBatches | None = None
         self.layer_fqns = _named_layers(target, name=name) if is_target else None
 
     @property
     def has_parallelize(self) -> bool:
-        """Whether the target distributes its model itself."""
-        return self._methods["parallelize"] is not None
+        """Whether the target distributes its model itself, in this process as it is now."""
+        return self._parallelize_method() is not None
 
-    def model(self) -> nn.Module:
+    def model(self, device: torch.device = CPU) -> nn.Module:
         """A new model, in training mode.
+
+        Args:
+            device: where its steps run, which a target may build it for; the model itself may be elsewhere.
 
         Raises:
             TargetError: the target's code raised, returned something else, or brings no batch() although the model
                 does not say how many tokens it knows.
         """
         with self._user_code("model()"):
-            model = self._build()
+            build_on = self._methods["model_on"]
+            model = self._build() if build_on is None else build_on(device)
         if not isinstance(model, nn.Module):
             raise TargetError(
                 f"target '{self.name}': model() returned a value of type {type(model).__name__}. Expected an nn.Module."
@@ -179,7 +198,7 @@ class BoundTarget:
         Raises:
             TargetError: the target's code raised or returned something else.
         """
-        method = self._methods["parallelize"]
+        method = self._parallelize_method()
         if method is None:
             return model
         with self._user_code("parallelize()"):
@@ -190,6 +209,10 @@ class BoundTarget:
                 "the model: end it with `return model`."
             )
         return parallel
+
+    def _parallelize_method(self) -> Callable[..., Any] | None:
+        # Asked for each time: it may depend on a process group that was not there when the target was bound.
+        return _own_method(self._target, "parallelize", name=self.name)
 
     @contextmanager
     def _user_code(self, what: str) -> Iterator[None]:

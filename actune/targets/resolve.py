@@ -22,6 +22,7 @@ from actune.target_spec import TargetSpec, parse_target_spec
 from actune.targets.base import BoundTarget, blame_target, importable
 from actune.targets.builtin import builtin_target
 from actune.targets.hf import hf_target, transformers_version
+from actune.targets.torchtitan import torchtitan_target, torchtitan_version
 
 
 def load_target(spec_text: str) -> BoundTarget:
@@ -36,6 +37,8 @@ def load_target(spec_text: str) -> BoundTarget:
         return BoundTarget(builtin_target(spec), name=spec.text)
     if spec.family == "hf":
         return BoundTarget(hf_target(spec), name=spec.text)
+    if spec.family == "torchtitan":
+        return BoundTarget(torchtitan_target(spec), name=spec.text)
     # The user's code may draw random numbers while it is imported or called. Then the weights would depend on that, and
     # not on the seed that the caller sets before model() alone.
     with torch.random.fork_rng(devices=[]):
@@ -51,11 +54,11 @@ def load_target(spec_text: str) -> BoundTarget:
 def source_fingerprint(spec: TargetSpec) -> str:
     """16 hex digits: equal where attribute, options and the target's own source file are equal, wherever it lies.
 
-    What that file imports is not in it, apart from the version of transformers for `hf`; a change there that alters
-    modules or shapes shows in `actune.profiler.structure_fingerprint`.
+    What that file imports is not in it, apart from the versions of transformers for `hf` and of torchtitan; a change
+    there that alters modules or shapes shows in `actune.profiler.structure_fingerprint`.
 
     Raises:
-        UsageError: the module does not exist.
+        UsageError: the module does not exist, or transformers or torchtitan is not installed.
     """
     digest = hashlib.sha256()
     for part in (spec.family, spec.attribute, *(f"{key}={value}" for key, value in sorted(spec.options))):
@@ -68,6 +71,9 @@ def source_fingerprint(spec: TargetSpec) -> str:
         case "hf":
             digest.update(transformers_version().encode() + b"\0")
             paths = [Path(spec.location)]
+        case "torchtitan":
+            digest.update(spec.location.encode() + b"\0" + torchtitan_version().encode() + b"\0")
+            paths = [Path(__file__).with_name("torchtitan.py"), Path(__file__).with_name("tokens.py")]
         case "file":
             paths = [Path(spec.location)]
         case "module":
@@ -116,8 +122,8 @@ def _is_missing_itself(spec: TargetSpec, error: ModuleNotFoundError) -> bool:
 def _no_module(spec: TargetSpec, error: ModuleNotFoundError) -> UsageError:
     return UsageError(
         f"target '{spec.text}': there is no module '{error.name}' in the current folder or installed. Expected "
-        "package.module:attr; other targets are built-in names (`actune targets`), hf:path/to/config.json and "
-        "path/to/file.py:attr."
+        "package.module:attr; other targets are built-in names (`actune targets`), hf:path/to/config.json, "
+        "torchtitan:family/flavor and path/to/file.py:attr."
     )
 
 
