@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import traceback
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -62,7 +63,8 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
                 workload.train_step(step)
         except Exception as error:
             if is_out_of_memory(error) and _is_capped(workload, budget_bytes):
-                return _over_budget(probe, None, _died_under_cap(error, probe, budget_bytes))
+                died = _died_under_cap(error, probe, budget_bytes)
+                raise _TrialEndedError(_over_budget(probe, None, died)) from error
             raise
         if highest is None or probe.peak_bytes > highest.peak_bytes:
             highest = probe
@@ -79,13 +81,14 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return Measurement(
+        ran = Measurement(
             Outcome.OOM,
             highest.peak_bytes,
             highest.allocated_bytes,
             highest.reserved_bytes,
             message=f"the plan ran, but not beside the reference plan, which had no cap: {describe_error(error)}",
         )
+        raise _TrialEndedError(ran) from error
     compile_s = None
     if first_call_s is not None and pairs:
         compile_s = max(0.0, first_call_s - statistics.median(pair.plan.step_time_s for pair in pairs))
@@ -99,6 +102,13 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
         message=highest.note if retries == 0 else f"at the edge of what the device has: {_emptied(retries)}",
         lost_race=standing == "slower" and len(pairs) < request.timed_pairs,
     )
+
+
+@dataclass(eq=False)
+class _TrialEndedError(Exception):
+    """A step raised, and what that means for the trial is known."""
+
+    measurement: Measurement
 
 
 def _over_budget(probe: PeakProbe, peak_bytes: int | None, message: str) -> Measurement:
@@ -184,6 +194,8 @@ def _timed_step(workload: Workload, plan: Plan, step: int) -> StepSample:
 
 def failed_measurement(error: Exception, *, budget_bytes: int | None, workload: Workload) -> Measurement:
     """The outcome of a trial that raised: out of memory (over budget, if the device has more), or an error."""
+    if isinstance(error, _TrialEndedError):
+        return error.measurement
     message = str(error) if isinstance(error, ActuneError) else describe_error(error)
     if not is_out_of_memory(error):
         return Measurement(Outcome.ERROR, message=message, detail=traceback.format_exc())
