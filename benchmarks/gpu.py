@@ -6,7 +6,8 @@
 
 Each target is one study with all budgets. The search measures the plans that may be the best, then the presets, then
 times the best ones and the presets in interleaved rounds and runs the winners for more steps. What there is so far is
-written to `--out` every few seconds. At `--deadline` a search that still runs is ended, and its trials count as they are.
+written to `--out` every few seconds. At `--deadline` a search that still runs is ended, and its trials count as they
+are.
 
 A short table goes to stdout, last. `predicted` is the peak that was predicted before the trial. A ratio is the winner's
 step time over that of a preset within the same budget, median of the rounds, with its 95% interval.
@@ -147,7 +148,8 @@ def render(row: dict) -> str:
         f"{row['target']} on {row['device']}, torch {row['torch']}, allocator '{row['allocator'] or ''}': search "
         f"{row['search_s']:.0f} s with {len(row['trials'])} trials, {row['ended']}"
     ]
-    lines.append(f"  {'plan':<15} {'predicted':>10} {'measured':>10} {'error':>8}  outcome")
+    measured = "simulated" if "(simulated" in row["device"] else "measured"
+    lines.append(f"  {'plan':<15} {'predicted':>10} {measured:>10} {'error':>8}  outcome")
     for trial in row["trials"]:
         error = "" if "error" not in trial else f"{trial['error']:+.2%}"
         peaks = " ".join(f"{_size(trial[key]):>10}" for key in ("predicted_peak_bytes", "peak_bytes"))
@@ -155,7 +157,7 @@ def render(row: dict) -> str:
     for budget in row["budgets"]:
         head = f"  within {_size(budget['budget_bytes'])}: {budget['best'] or 'no plan'}"
         if budget["best"] is not None:
-            head += f", predicted {_size(budget['predicted_peak_bytes'])}, measured {_size(budget['peak_bytes'])}"
+            head += f", predicted {_size(budget['predicted_peak_bytes'])}, {measured} {_size(budget['peak_bytes'])}"
         lines.append(head)
         for preset in budget["presets"]:
             interval = f"{preset['ratio']:.3f} ({preset['low']:.3f} to {preset['high']:.3f})"
