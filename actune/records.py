@@ -89,6 +89,8 @@ class Environment:
         device_name: the processor's or the card's name.
         device_total_bytes: the device's capacity, None on a CPU.
         threads: of a CPU's compute.
+        allocator: CUDA: the settings of PyTorch's allocator, as the environment variables have them, empty without
+            any; None on other devices.
     """
 
     device: str
@@ -98,6 +100,7 @@ class Environment:
     torch_version: str
     python_version: str
     platform: str
+    allocator: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ class Measurement:
         reserved_bytes: CUDA: the allocator's peak of reserved bytes.
         pairs: raw timings against the reference; empty without one, or if the trial ended before timing.
         compile_s: the first call's extra time in a compiled plan.
-        message: for outcomes other than ok, one line that says what happened.
+        message: one line: for outcomes other than ok what happened, else why the peak may be doubted, or None.
         detail: a traceback or the end of the worker's output.
         lost_race: timing ended early, since the plan is clearly slower than the best of its study; the peak is whole.
     """

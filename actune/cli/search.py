@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,11 @@ VERDICT_ROUNDS = 9
 @click.option(
     "--trial-timeout", type=DurationType(), help=f"Cap on loading and on each trial. Default: {DEFAULT_TRIAL_TIMEOUT}."
 )
-@click.option("--workers", type=click.IntRange(1, 64), help="Worker processes. Default: 1, which times best on a CPU.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    help="Worker processes, on cuda with a card each. Default: 1, which times best on a CPU.",
+)
 @click.option("--device", metavar="D", help=f"{device_help} Default: cpu.")
 @click.option("--world-size", type=click.IntRange(1, MAX_WORLD_SIZE), help=f"{world_size_help} Default: 1.")
 @click.option("--sampler", metavar="NAME", help="thompson, tpe, random, gp or per-layer. Default: thompson.")
@@ -168,16 +173,19 @@ def _check_named(asked: dict[str, Any]) -> None:
     """Checks what is named before a database is opened, which would be left behind by a mistyped name.
 
     Raises:
-        UsageError: the target, space or sampler does not exist, the device is a single one, or a frontier has several
-            budgets.
+        UsageError: the target, space or sampler does not exist, the device is a single one, there are fewer cards than
+            workers, or a frontier has several budgets.
     """
     from actune.config import AUTO_SPACE, load_space
+    from actune.engine import worker_environments
     from actune.search import check_sampler
     from actune.target_spec import parse_target_spec
 
     if "target" in asked:
         parse_target_spec(asked["target"])
-        check_world_size(asked.get("device", _DEFAULTS["device"]), asked.get("world_size", 1))
+        device = asked.get("device", _DEFAULTS["device"])
+        check_world_size(device, asked.get("world_size", 1))
+        worker_environments(device, asked.get("workers", 1), os.environ)
     if asked.get("space", AUTO_SPACE) != AUTO_SPACE:
         load_space(asked["space"])
     if "sampler" in asked:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
 import queue
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from actune.engine.cards import worker_environments
 from actune.engine.process import WorkerDiedError, WorkerProcess
 from actune.errors import ActuneError, DeviceMemoryError, PlanError, TargetError, UsageError
 from actune.op_trace import LayersTraced, TraceLayers
@@ -41,12 +45,20 @@ class LocalEngine:
             workers: how many processes at most.
             timeout_s: of one request; loading counts as one.
             log_folder: for what workers print, and for tracebacks.
+
+        Raises:
+            UsageError: there are fewer cards than workers.
         """
         self._target = target
         self._timeout_s = timeout_s
         self._log_folder = log_folder
         self._numbers = itertools.count(1)
         self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()
+        # A worker that ends leaves its environment to the next one, so that no two share a card.
+        self._environments: queue.LifoQueue[dict[str, str]] = queue.LifoQueue()
+        for environment in reversed(worker_environments(target.device, workers, os.environ)):
+            self._environments.put(environment)
+        self._free = threading.Semaphore(workers)  # as many as idle workers and environments together
         self._alive: set[WorkerProcess] = set()
         self._closed = False
         self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="worker")
@@ -74,8 +86,11 @@ class LocalEngine:
             UsageError: what the target or the device names does not exist.
             TargetError: the target's code raised, hung or died.
         """
+        self._free.acquire()
+        with suppress(queue.Empty):  # one that has loaded it before makes room
+            self._end(self._idle.get_nowait())
         worker, loaded = self._start_worker()
-        self._idle.put(worker)
+        self._let_go(worker)
         return loaded
 
     def measure(self, request: MeasurePlan) -> Measurement:
@@ -168,6 +183,7 @@ class LocalEngine:
         return reply
 
     def _ask(self, request: Request) -> Reply:
+        self._free.acquire()
         try:
             worker = self._idle.get_nowait()
         except queue.Empty:
@@ -182,13 +198,19 @@ class LocalEngine:
         if spent or (isinstance(reply, Failed) and reply.blame != "plan"):
             self._retire(worker)
         else:
-            self._idle.put(worker)
+            self._let_go(worker)
         return reply
 
     def _start_worker(self) -> tuple[WorkerProcess, Loaded]:
-        if self._closed:
-            raise ActuneError("the engine is closed, so no worker is started for what was still asked of it.")
-        worker = WorkerProcess(self._log_folder / f"worker-{next(self._numbers)}.log")
+        environment = self._environments.get_nowait()
+        try:
+            if self._closed:
+                raise ActuneError("the engine is closed, so no worker is started for what was still asked of it.")
+            worker = WorkerProcess(self._log_folder / f"worker-{next(self._numbers)}.log", environment)
+        except BaseException:
+            self._environments.put(environment)
+            self._free.release()
+            raise
         self._alive.add(worker)
         try:
             reply = worker.ask(self._target, timeout_s=self._timeout_s)
@@ -214,8 +236,17 @@ class LocalEngine:
         raise self._target_error(failed.message, failed.detail)
 
     def _retire(self, worker: WorkerProcess) -> None:
+        self._end(worker)
+        self._free.release()
+
+    def _end(self, worker: WorkerProcess) -> None:
         worker.kill()
         self._alive.discard(worker)
+        self._environments.put(worker.environment)
+
+    def _let_go(self, worker: WorkerProcess) -> None:
+        self._idle.put(worker)
+        self._free.release()
 
     def _target_error(self, message: str, detail: str) -> TargetError:
         return target_error(message, detail, log_folder=self._log_folder)

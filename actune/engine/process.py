@@ -44,15 +44,17 @@ class WorkerDiedError(Exception):
 class WorkerProcess:
     """A child in a session of its own, so that Ctrl-C reaches only the coordinator, and its children die with it."""
 
-    def __init__(self, log_path: Path) -> None:
+    def __init__(self, log_path: Path, environment: dict[str, str]) -> None:
         """Starts the process.
 
         Args:
             log_path: what it prints is appended there.
+            environment: variables beside this process's own.
 
         Raises:
             StorageError: the log can't be written.
         """
+        self.environment = environment
         self._log_path = log_path
         self._oom_kills = _oom_kills()
         try:
@@ -71,6 +73,7 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                env=os.environ | environment,
             )
         self._burial = threading.Lock()
         self._is_buried = False

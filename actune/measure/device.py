@@ -44,6 +44,16 @@ class PeakProbe(Protocol):
         """CUDA: the allocator's peak of reserved bytes."""
         ...
 
+    @property
+    def allocator_retries(self) -> int:
+        """How often the allocator gave its whole cache back, since there was no room for what was asked for."""
+        ...
+
+    @property
+    def note(self) -> str | None:
+        """Why the peak may not be the plan's alone; None if nothing speaks for that."""
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
@@ -119,7 +129,11 @@ class Device(Protocol):
         ...
 
     def release_cached(self) -> None:
-        """Gives cached memory back, so that a trial starts where the first one did."""
+        """Gives cached memory back."""
+        ...
+
+    def clean_up(self) -> None:
+        """`release_cached`, and what libraries keep in the allocator: a trial starts where the first one did."""
         ...
 
 
@@ -164,7 +178,10 @@ class RealDevice:
         return materialize(target.model(self.torch_device), self.torch_device, target=target.name)
 
     def fetch(self, make: Callable[[], Any]) -> Any:
-        """Tensors are copied to the device if they are elsewhere."""
+        """Tensors are copied to the device if they are elsewhere.
+
+        That is before a step is timed, so nothing is gained by pinning them.
+        """
         return tree_map(lambda x: x.to(self.torch_device) if isinstance(x, Tensor) else x, make())
 
     def running(self) -> AbstractContextManager[None]:
@@ -249,6 +266,10 @@ class CpuDevice(RealDevice):
         """The CPU allocator caches nothing."""
         gc.collect()
 
+    def clean_up(self) -> None:
+        """No library keeps anything there."""
+        self.release_cached()
+
 
 def _storage_key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
@@ -259,6 +280,8 @@ class CpuPeakProbe:
 
     allocated_bytes = None
     reserved_bytes = None
+    allocator_retries = 0
+    note = None
 
     def __init__(self, live_bytes: int) -> None:
         self._live_bytes = live_bytes

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import traceback
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -31,7 +33,6 @@ def measure_plan(workload: Workload, request: MeasurePlan) -> Measured:
     reference = None if request.reference_toml is None else parse_plan(request.reference_toml)
     workload.restart()
     live_bytes_before = workload.device.live_bytes(workload.bookkeeping)
-    workload.device.set_cap(request.budget_bytes)
     try:
         measurement = _run(workload, plan, reference, request)
     except PlanError:
@@ -48,45 +49,106 @@ def measure_plan(workload: Workload, request: MeasurePlan) -> Measured:
 
 
 def _run(workload: Workload, plan: Plan, reference: Plan | None, request: MeasurePlan) -> Measurement:
+    budget_bytes = request.budget_bytes
+    # Without a cap: what kernels that tune themselves try out is not the plan's.
     first_call_s = workload.warm_up(plan)
-    probe = None
+    workload.device.set_cap(budget_bytes)
+    highest, retries = None, 0
     workload.start_optimizer()
     for step in range(request.peak_steps):
-        latest = _probe_step(workload, plan, step)
-        if probe is None or latest.peak_bytes > probe.peak_bytes:
-            probe = latest
-        if request.budget_bytes is not None and probe.peak_bytes > request.budget_bytes:
-            return Measurement(
-                Outcome.OVER_BUDGET,
-                probe.peak_bytes,
-                probe.allocated_bytes,
-                probe.reserved_bytes,
-                message=f"peak {format_bytes(probe.peak_bytes)} is over the budget of "
-                f"{format_bytes(request.budget_bytes)}",
-            )
-    assert probe is not None
+        workload.clear_gradients()
+        workload.fetch_batch(step)
+        probe = workload.device.peak_probe(workload.bookkeeping)
+        try:
+            with workload.under(plan), probe:
+                workload.train_step(step)
+        except Exception as error:
+            if is_out_of_memory(error) and _is_capped(workload, budget_bytes):
+                died = _died_under_cap(error, probe, budget_bytes)
+                raise _TrialEndedError(_over_budget(probe, None, died)) from error
+            raise
+        if highest is None or probe.peak_bytes > highest.peak_bytes:
+            highest = probe
+        retries += probe.allocator_retries
+        if budget_bytes is not None and highest.peak_bytes > budget_bytes:
+            over = f"peak {format_bytes(highest.peak_bytes)} is over the budget of {format_bytes(budget_bytes)}"
+            return _over_budget(highest, highest.peak_bytes, over)
+        if budget_bytes is not None and retries:
+            return _at_the_edge(workload, highest, retries, budget_bytes)
+    assert highest is not None
     workload.device.set_cap(None)  # the reference may need more than the plan
-    pairs, standing = _timed_pairs(workload, plan, reference, request)
+    try:
+        pairs, standing = _timed_pairs(workload, plan, reference, request)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        ran = Measurement(
+            Outcome.OOM,
+            highest.peak_bytes,
+            highest.allocated_bytes,
+            highest.reserved_bytes,
+            message=f"the plan ran, but not beside the reference plan, which had no cap: {describe_error(error)}",
+        )
+        raise _TrialEndedError(ran) from error
     compile_s = None
     if first_call_s is not None and pairs:
         compile_s = max(0.0, first_call_s - statistics.median(pair.plan.step_time_s for pair in pairs))
     return Measurement(
         Outcome.OK,
-        probe.peak_bytes,
-        probe.allocated_bytes,
-        probe.reserved_bytes,
+        highest.peak_bytes,
+        highest.allocated_bytes,
+        highest.reserved_bytes,
         pairs,
         compile_s=compile_s,
+        message=highest.note if retries == 0 else f"at the edge of what the device has: {_emptied(retries)}",
         lost_race=standing == "slower" and len(pairs) < request.timed_pairs,
     )
 
 
-def _probe_step(workload: Workload, plan: Plan, step: int) -> PeakProbe:
-    workload.clear_gradients()
-    workload.fetch_batch(step)
-    with workload.under(plan), workload.device.peak_probe(workload.bookkeeping) as probe:
-        workload.train_step(step)
-    return probe
+@dataclass(eq=False)
+class _TrialEndedError(Exception):
+    """A step raised, and what that means for the trial is known."""
+
+    measurement: Measurement
+
+
+def _over_budget(probe: PeakProbe, peak_bytes: int | None, message: str) -> Measurement:
+    return Measurement(Outcome.OVER_BUDGET, peak_bytes, probe.allocated_bytes, probe.reserved_bytes, message=message)
+
+
+def _at_the_edge(workload: Workload, probe: PeakProbe, retries: int, budget_bytes: int) -> Measurement:
+    """A plan that fits only since the allocator gave its cache back, again and again, to stay under the cap.
+
+    It wanted to reserve more than the cap allows, so without one its peak is over the budget. Where there is no cap,
+    since the device has no more than the budget, it is the device that was full.
+    """
+    if not _is_capped(workload, budget_bytes):
+        return Measurement(
+            Outcome.OOM,
+            None,
+            probe.allocated_bytes,
+            probe.reserved_bytes,
+            message=f"at the edge of what the device has: {_emptied(retries)}; such a plan runs out of memory sooner "
+            "or later",
+        )
+    return _over_budget(
+        probe,
+        max(probe.peak_bytes, budget_bytes + 1),
+        f"at the edge: {_emptied(retries)} to stay under the budget of {format_bytes(budget_bytes)}, so without a cap "
+        "the peak is above it",
+    )
+
+
+def _emptied(retries: int) -> str:
+    return f"the allocator emptied its cache {retries} time{'s' if retries != 1 else ''}"
+
+
+def _died_under_cap(error: Exception, probe: PeakProbe, budget_bytes: int | None) -> str:
+    message = f"out of memory under the cap of {format_bytes(budget_bytes)}"
+    asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))  # `CUDACachingAllocator.cpp`
+    if asked is None or probe.allocated_bytes is None:
+        return message
+    return f"{message}: with up to {format_bytes(probe.allocated_bytes)} allocated, {asked[1]} more were asked for"
 
 
 def _timed_pairs(
@@ -132,7 +194,9 @@ def _timed_step(workload: Workload, plan: Plan, step: int) -> StepSample:
 
 
 def failed_measurement(error: Exception, *, budget_bytes: int | None, workload: Workload) -> Measurement:
-    """The outcome of a trial that raised: out of memory (over budget, if that was the cap's doing), or an error."""
+    """The outcome of a trial that raised: out of memory (over budget, if the device has more), or an error."""
+    if isinstance(error, _TrialEndedError):
+        return error.measurement
     message = str(error) if isinstance(error, ActuneError) else describe_error(error)
     if isinstance(error, CheckpointError):
         message += (
@@ -141,14 +205,28 @@ def failed_measurement(error: Exception, *, budget_bytes: int | None, workload: 
         )
     if not is_out_of_memory(error):
         return Measurement(Outcome.ERROR, message=message, detail=traceback.format_exc())
-    total_bytes = workload.device.environment().device_total_bytes
-    if budget_bytes is not None and total_bytes is not None and budget_bytes < total_bytes:
-        return Measurement(Outcome.OVER_BUDGET, message=f"out of memory under the cap of {format_bytes(budget_bytes)}")
+    if _is_capped(workload, budget_bytes):
+        return Measurement(Outcome.OVER_BUDGET, message=f"needs more than the device has: {message}")
     return Measurement(Outcome.OOM, message=message)
 
 
+def _is_capped(workload: Workload, budget_bytes: int | None) -> bool:
+    """Whether the device refuses what is over the budget, before it has no more itself."""
+    total_bytes = workload.device.environment().device_total_bytes
+    return budget_bytes is not None and total_bytes is not None and budget_bytes < total_bytes
+
+
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    # Outside of the caching allocator, by the card's own libraries:
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: on the card, in Python, or in the CPU allocator, which raises a plain RuntimeError."""
+    """Whether memory ran out: in an allocator of PyTorch's, in Python, or in a library, as a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
     )

@@ -56,6 +56,7 @@ class Workload:
         self._applications: dict[str, Application] = {}
         self._optimizer: Optimizer | None = None
         self._batches: dict[int, Any] = {}
+        self._has_run = False
 
     @property
     def fingerprint(self) -> str:
@@ -78,11 +79,13 @@ class Workload:
         self._optimizer = None
         self._batches.clear()
         self.model.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for name, tensor in state_of(self.model):
-                if name in self._start:
-                    tensor.copy_(self._start[name])
-        self.device.release_cached()
+        if self._has_run:  # else nothing has changed, and gigabytes would be copied for nothing
+            with torch.no_grad():
+                for name, tensor in state_of(self.model):
+                    if name in self._start:
+                        tensor.copy_(self._start[name])
+            self._has_run = False
+        self.device.clean_up()
 
     def start_optimizer(self) -> None:
         """A new optimizer, whose state comes with its first step."""
@@ -101,6 +104,7 @@ class Workload:
     def forward_backward(self, step: int) -> Tensor:
         """Loss and gradients of a step, with random numbers that depend on nothing but seed and step."""
         batch = self.fetch_batch(step)
+        self._has_run = True  # buffers may change from here on
         torch.manual_seed(self._seed + step)
         loss = self.target.loss(self.model, batch)
         loss.backward()
@@ -115,6 +119,7 @@ class Workload:
     def optimizer_step(self) -> None:
         """What a step ends with."""
         assert self._optimizer is not None, "start_optimizer comes first"
+        self._has_run = True
         self._optimizer.step()
 
     def warm_up(self, plan: Plan) -> float | None:
@@ -129,6 +134,7 @@ class Workload:
             self.forward_backward(0)
         first_call_s = time.perf_counter() - start_s
         self.clear_gradients()
+        self.device.release_cached()  # what tuning tried out; libraries keep their workspaces, as in any later step
         return None if plan.compile == "off" else first_call_s
 
     @contextmanager

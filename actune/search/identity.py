@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from actune.errors import UsageError
 from actune.records import Loaded
 from actune.store import environment_fingerprint
@@ -27,6 +29,12 @@ def check_same_study(record: StudyRecord, settings: StudySettings, loaded: Loade
         )
     if environment_fingerprint(record.environment) != environment_fingerprint(loaded.environment):
         before, now = record.environment, loaded.environment
+        if replace(before, allocator=now.allocator) == now:
+            raise UsageError(
+                f"study '{record.name}' was measured with the allocator settings '{before.allocator or ''}', and now "
+                f"they are '{now.allocator or ''}'. Peaks depend on them. Set PYTORCH_ALLOC_CONF as it was, or start a "
+                "new study with --study."
+            )
         raise UsageError(
             f"study '{record.name}' was measured on {before.device_name} with torch {before.torch_version} and "
             f"{before.threads} threads; this is {now.device_name}, torch {now.torch_version}, {now.threads} "

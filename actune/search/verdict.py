@@ -170,7 +170,8 @@ class Judge:
         """The smallest peak that a plan of the study reaches, and the plan.
 
         A trial over the budget stops after its first step, where the optimizer has no state yet: its peak is a lower
-        bound. Where nothing fits, the most promising plans are run to their end.
+        bound. One that a card's cap ended has none, and its predicted peak stands for it. Where nothing fits, the most
+        promising plans are run to their end.
         """
         peaks: dict[str, int] = {}
         promising: list[tuple[int, TrialRecord]] = []
@@ -178,7 +179,11 @@ class Judge:
             peak_bytes = trial.measurement.peak_bytes
             if peak_bytes is not None and trial.measurement.outcome is Outcome.OK:
                 peaks[trial.plan_hash] = peak_bytes
-            elif peak_bytes is not None:
+                continue
+            foreseen = self._predictions.get(trial.plan_hash)
+            if peak_bytes is None and trial.measurement.outcome is Outcome.OVER_BUDGET and foreseen is not None:
+                peak_bytes = foreseen.peak_bytes
+            if peak_bytes is not None:
                 promising.append((peak_bytes, trial))
         budget_bytes = self._budgets_bytes[0]
         if min(peaks.values(), default=budget_bytes + 1) > budget_bytes:
@@ -237,6 +242,7 @@ class Judge:
             "reference_plan_hash": study.reference_hash,
             "device": study.environment.device,
             "device_name": study.environment.device_name,
+            "allocator": study.environment.allocator,
             "torch_version": study.environment.torch_version,
             "actune_version": __version__,
             "study": study.name,

@@ -38,8 +38,11 @@ _STUDIES_LISTED = 20
 
 def environment_fingerprint(environment: Environment) -> str:
     """Equal for environments whose measurements may be compared: 16 hexadecimal digits."""
+    fields = asdict(environment)
+    if environment.allocator is None:
+        del fields["allocator"]  # environments from before there was this field keep their fingerprint
     # Keys sorted, so that the order in which the record declares its fields doesn't matter.
-    text = json.dumps(asdict(environment), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

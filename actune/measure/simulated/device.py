@@ -184,6 +184,10 @@ class SimDevice:
         self._has_failed = False
         self._tracker.begin_tape()
 
+    def clean_up(self) -> None:
+        """No library keeps anything there."""
+        self.release_cached()
+
     def outside_bytes(self) -> int:
         """What a process holds outside of the allocator on such a device."""
         return self.spec.outside_bytes
@@ -205,6 +209,9 @@ class SimDevice:
 
 class SimPeakProbe:
     """Peaks of allocated and reserved bytes; `peak_bytes` is reserved plus what lies outside the allocator."""
+
+    allocator_retries = 0
+    note = None
 
     def __init__(self, device: SimDevice) -> None:
         self._device = device

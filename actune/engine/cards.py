@@ -1,0 +1,84 @@
+"""What a worker's environment needs before torch starts: which card it gets, and the allocator's settings.
+
+The coordinator opens no CUDA context and does not import torch: it learns of cards from the environment or the driver.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping
+
+from actune.errors import UsageError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+ALLOCATOR = "PYTORCH_ALLOC_CONF"
+OLD_ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
+EXPANDABLE = "expandable_segments:True"
+"""What PyTorch recommends in its out-of-memory message, and what torchtitan sets."""
+DRIVER_TIMEOUT_S = 30
+
+
+def worker_environments(device: str, workers: int, environment: Mapping[str, str]) -> tuple[dict[str, str], ...]:
+    """What each worker has in its environment beside the coordinator's own.
+
+    One worker sees all cards and takes the one that `device` names. Several get a card each, as their only one. The
+    allocator has expandable segments, unless the user has set it by either name.
+
+    Args:
+        device: as given: `cpu`, `cuda`, `cuda:1`, `sim:h100`.
+        workers: how many there are at most.
+        environment: the coordinator's own.
+
+    Raises:
+        UsageError: the workers would share a card, or it can't be known how many there are.
+    """
+    if not re.fullmatch(r"cuda(:\d+)?", device):
+        return ({},) * workers
+    is_set = ALLOCATOR in environment or OLD_ALLOCATOR in environment
+    common = {} if is_set else {ALLOCATOR: EXPANDABLE}
+    if workers == 1:
+        return (common,)
+    if device != "cuda":
+        raise UsageError(
+            f"--workers {workers}: {device} is one card, and trials that share it would count each other's memory and "
+            "wait for each other. Give --device cuda for a card each, or one worker."
+        )
+    cards = visible_cards(environment)
+    if workers > len(cards):
+        raise UsageError(
+            f"--workers {workers}: {len(cards)} CUDA devices are visible, and each worker needs one of its own. Give "
+            f"fewer workers, or show more devices by {VISIBLE}."
+        )
+    return tuple(common | {VISIBLE: card} for card in cards[:workers])
+
+
+def visible_cards(environment: Mapping[str, str]) -> list[str]:
+    """The cards that a process with this environment may use, as CUDA_VISIBLE_DEVICES names them.
+
+    Raises:
+        UsageError: neither the environment nor the driver's `nvidia-smi` tells.
+    """
+    if VISIBLE in environment:
+        cards: list[str] = []
+        for card in environment[VISIBLE].split(","):
+            if not card.strip() or card.strip().startswith("-"):
+                break  # as CUDA does: what follows an invalid one is not visible
+            cards.append(card.strip())
+        return cards
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=DRIVER_TIMEOUT_S
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UsageError(
+            f"how many CUDA devices there are is not known: nvidia-smi -L failed ({type(error).__name__}). Name them "
+            f"by {VISIBLE}, such as {VISIBLE}=0,1, or give one worker."
+        ) from None
+    if re.search(r"^\s*MIG ", listed, re.MULTILINE):
+        raise UsageError(
+            f"the cards are split (MIG), and a process sees one part unless told otherwise. Name the parts by "
+            f"{VISIBLE}, as nvidia-smi -L lists them, or give one worker."
+        )
+    # Their numbers in CUDA's own order, whichever that is; only how many there are comes from the driver.
+    return [str(number) for number in range(len(re.findall(r"^GPU \d+:", listed, re.MULTILINE)))]
