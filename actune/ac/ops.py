@@ -57,6 +57,11 @@ MATMULS: frozenset[Op] = COUNTED_MATMULS | {
     torch.ops.aten._scaled_mm.default,
 }
 
+CHOOSING_OPS: frozenset[Op] = frozenset(
+    {torch.ops.aten.topk.default, torch.ops.aten.argmax.default, torch.ops.aten.max.dim}
+)
+"""By which routers choose experts."""
+
 
 def op_name(op: Op) -> str:
     """How plans name an op: the bare name for aten and higher-order ops, else `namespace.name`."""

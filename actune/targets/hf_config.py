@@ -124,7 +124,8 @@ def _depths(config: Any) -> list[str]:
 
 def _with_layers(spec: TargetSpec, config: Any, fields: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """The fields for another number of layers in each stack; what is listed for each layer is cut, or left to its
-    default."""
+    default.
+    """
     depths = _depths(config)
     if not depths or getattr(config, "depths", None) is not None:
         what = "its layers in stages" if depths else "no 'num_hidden_layers'"
