@@ -56,18 +56,35 @@ class LayerTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """Bytes that were made inside of a layer's call, which did not return them, and freed outside of the layers.
+
+    So does a model that collects what its routers return, by hooks, for an auxiliary loss.
+
+    Attributes:
+        slot: the position in `StepProfile.slots` of the slot in which that happened, after all layers' forwards.
+        size_bytes: of all such storages.
+    """
+
+    slot: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class LayerCall:
-    """What a call of a layer was given and returned.
+    """What a call of a layer was given, returned, and left to the model by other ways.
 
     Attributes:
         call: its number, as in `Slot`.
         inputs: in the order of arguments and keywords.
         outputs: those whose storage is none of the inputs'. One is held if the call's own backward frees it.
+        left: what submodules returned and the layer did not, as far as the layer itself does not hold it.
     """
 
     call: int
     inputs: tuple[LayerTensor, ...]
     outputs: tuple[LayerTensor, ...] = ()
+    left: tuple[LeftBehind, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import (
 
 from actune.ac.module_path import ModulePath, TracedModulePath
 from actune.ac.ops import (
+    CHOOSING_OPS,
     COUNTED_MATMULS,
     MATMULS,
     Op,
@@ -109,7 +110,7 @@ class RegionMemory:
 
     Attributes:
         first_call_done: the calls after the first skip what only the first needs to find out.
-        writes_to_saved: an op of the region writes in place to an output that is kept.
+        writes_to_saved: an op of the region writes in place to an output that is kept, or kept as a copy.
         unmatched: entries of `save` that no op has matched so far.
         ops_seen: op names by module, of the first call, for the message about unmatched entries.
     """
@@ -146,6 +147,8 @@ class _Decisions:
         self._track_storages = not memory.first_call_done or memory.writes_to_saved
         self._saved_storages: dict[int, _SavedStorage] = {}
         self.tied_storages: set[int] = set()
+        self.copies: dict[int, torch.Tensor] = {}
+        self.rewritten_storages: set[int] = set()
         # Versions of torch that call the policy in recomputation too get the decisions of the forward again.
         self._made: defaultdict[Op, list[CheckpointPolicy]] = defaultdict(list)
         self._replayed: Counter[Op] = Counter()
@@ -237,7 +240,11 @@ class _Decisions:
     def _decide_write(
         self, op: Op, written: tuple[tuple[int, str], ...], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> CheckpointPolicy:
-        """An op that writes to a kept output is kept with it; no other op that writes is."""
+        """An op that writes to a kept output is kept with it; no other op that writes is.
+
+        Weights that a router's `topk` returned are often divided in place by their sum, which was read from them
+        before. They are few, so they are kept as a copy of before, and the division is done again.
+        """
         for position, name in written:
             value = args[position] if position < len(args) else kwargs.get(name)
             for tensor in tree_iter(value):
@@ -245,6 +252,10 @@ class _Decisions:
                     continue
                 saved = self._saved_storages.get(_storage_key(tensor))
                 if saved is None:
+                    continue
+                if _storage_key(tensor) in self.copies:
+                    self._memory.writes_to_saved = True
+                    self.rewritten_storages.add(_storage_key(tensor))
                     continue
                 if saved.read_by is not None:
                     raise PlanError(
@@ -264,6 +275,8 @@ class _Decisions:
             for tensor in tree_iter(output):
                 if isinstance(tensor, torch.Tensor):
                     self._saved_storages.setdefault(_storage_key(tensor), _SavedStorage(op_name(op)))
+                    if op in CHOOSING_OPS:
+                        self.copies.setdefault(_storage_key(tensor), tensor.clone())
         elif self._saved_storages:
             # What is returned again was not read. Schemas don't tell: `_unsafe_view` of a Linear's output is no view.
             returned = {_storage_key(tensor) for tensor in tree_iter(output) if isinstance(tensor, torch.Tensor)}
@@ -332,23 +345,38 @@ class _ForwardContext:
         self._caching_mode.__exit__(kind, error, traceback)
         if kind is None:
             self._memory.first_call_done = True
+            if self._decisions.rewritten_storages:
+                self._put_copies()
             if self._decisions.tied_storages:
                 self._accept_tied_writes()
+            self._decisions.copies.clear()
 
     def _accept_tied_writes(self) -> None:
         # PyTorch refuses a cached tensor whose version has moved. These writes are replayed from the cache, never run
         # again, so the version after them is the right one for what is fetched first: what was cached before any write.
         # A write after the region is still refused there. Each replayed write moves the version of what comes later.
+        entries = self._entries()
+        for key in self._decisions.tied_storages:
+            before_writes = min(wrapped.version for wrapped in entries[key])
+            for wrapped in entries[key]:
+                wrapped.version = wrapped.val._version if wrapped.version == before_writes else None
+
+    def _put_copies(self) -> None:
+        entries = self._entries()
+        for key in self._decisions.rewritten_storages:
+            for wrapped in entries[key]:
+                wrapped.val = self._decisions.copies[key]
+                wrapped.version = wrapped.val._version
+
+    def _entries(self) -> defaultdict[int, list[Any]]:
+        """PyTorch's wrappers of what it caches, by storage."""
         entries: defaultdict[int, list[Any]] = defaultdict(list)
         for by_index in self._caching_mode.storage.values():
             for wrapped in tree_iter(list(by_index.values() if isinstance(by_index, dict) else by_index)):
                 tensor = getattr(wrapped, "val", None)
                 if isinstance(tensor, torch.Tensor):
                     entries[_storage_key(tensor)].append(wrapped)
-        for key in self._decisions.tied_storages:
-            before_writes = min(wrapped.version for wrapped in entries[key])
-            for wrapped in entries[key]:
-                wrapped.version = wrapped.val._version if wrapped.version == before_writes else None
+        return entries
 
 
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]

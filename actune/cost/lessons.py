@@ -149,6 +149,7 @@ def _merged_calls(of_layers: Sequence[tuple[CallCost, ...]]) -> tuple[CallCost, 
             _merged_slot(backward) if (backward := [c.backward for c in calls if c.backward is not None]) else None,
             tuple(map(any, zip(*(call.holds_input for call in calls), strict=True))),
             tuple(map(any, zip(*(call.holds_output for call in calls), strict=True))),
+            min((call.left for call in calls), key=lambda left: sum(one.size_bytes for one in left)),
         )
         for calls in zip(*of_layers, strict=True)
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from actune.step_profile import Slot, StepProfile
+from actune.step_profile import LeftBehind, Slot, StepProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,28 @@ def free_tensors(
         held_until = max((backward_of[call] for call in holders if call in backward_of), default=-1)
         end = max(shared.unheld_end, held_until)
         slots[end] = _with_free(slots[end], shared.size_bytes)
+
+
+def hold_what_was_left(
+    slots: list[Slot],
+    left_in_frame: Mapping[int, Sequence[LeftBehind]],
+    left: Mapping[int, Sequence[LeftBehind]],
+) -> None:
+    """Keeps, in place, what layers left to the model in the frame and now hold themselves, until their backwards.
+
+    Args:
+        slots: of a step.
+        left_in_frame: of each call, in the step that the frame is of.
+        left: of each call, under its treatment now.
+    """
+    held_bytes: Counter[int] = Counter()
+    for call, now in left.items():
+        for one in left_in_frame[call]:
+            held_bytes[one.slot] += one.size_bytes
+        for one in now:
+            held_bytes[one.slot] -= one.size_bytes
+    for position, size_bytes in held_bytes.items():
+        slots[position] = _with_free(slots[position], -size_bytes)
 
 
 def _with_kept(slot: Slot, size_bytes: int) -> Slot:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from actune.cost.lifetimes import SharedTensor, free_tensors, shared_tensors
+from actune.cost.lifetimes import SharedTensor, free_tensors, hold_what_was_left, shared_tensors
 from actune.cost.profile import CallCost, CostProfile, LayerCost, Refusal
 from actune.cost.reserve import reserve_of
 from actune.plan import Plan, Treatment
@@ -113,6 +113,9 @@ class Frame:
             self.shared,
             lambda call, position: costs[call].holds_input[position],
             lambda call, position: costs[call].holds_output[position],
+        )
+        hold_what_was_left(
+            slots, {call.call: call.left for call in self.step.calls}, {c: cost.left for c, cost in costs.items()}
         )
         return slots
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from actune.cost.reserve import ReservedPeak
 from actune.errors import CostError
 from actune.plan import CompileMode, Treatment
-from actune.step_profile import Slot, StepProfile
+from actune.step_profile import LeftBehind, Slot, StepProfile
 
 
 class UnknownTreatmentError(CostError):
@@ -36,12 +36,19 @@ class CallCost(NamedTuple):
         backward: its slot; None if no gradient passes through the layer.
         holds_input: for each of the call's inputs, whether it is held beyond the forward.
         holds_output: for each of its outputs, whether it is held until the backward, in whose slot freeing it is then.
+        left: what the call leaves to the model without returning it and does not hold.
     """
 
     forward: Slot
     backward: Slot | None
     holds_input: tuple[bool, ...]
     holds_output: tuple[bool, ...]
+    left: tuple[LeftBehind, ...] = ()
+
+    @property
+    def left_bytes(self) -> int:
+        """All that is left to the model."""
+        return sum(left.size_bytes for left in self.left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +184,22 @@ def calls_of(profile: StepProfile) -> dict[str, tuple[CallCost, ...]]:
                 backward.get(slot.call),
                 tuple(tensor.is_held for tensor in call.inputs),
                 tuple(tensor.is_held for tensor in call.outputs),
+                call.left,
             )
             calls[slot.layer_fqn] = (*calls.get(slot.layer_fqn, ()), cost)
     return calls
 
 
 def unheld_ends(profile: StepProfile) -> dict[int, int]:
-    """The slots in which inputs and outputs that no layer held were freed."""
-    held = {tensor.storage for call in profile.calls for tensor in (*call.inputs, *call.outputs) if tensor.is_held}
-    return {freed.storage: freed.slot for freed in profile.freed if freed.storage not in held}
+    """The slots in which the model's own code freed inputs and outputs: no layer held them, or not as long.
+
+    An embedding of positions holds what each layer is given too until its own backward, after that of all layers.
+    """
+    backward_of = {slot.call: position for position, slot in enumerate(profile.slots) if slot.kind == "backward"}
+    held_until: dict[int, int] = {}
+    for call in profile.calls:
+        end = backward_of.get(call.call, len(profile.slots))
+        for tensor in (*call.inputs, *call.outputs):
+            if tensor.is_held:
+                held_until[tensor.storage] = max(end, held_until.get(tensor.storage, -1))
+    return {freed.storage: freed.slot for freed in profile.freed if freed.slot > held_until.get(freed.storage, -1)}

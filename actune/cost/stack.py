@@ -164,7 +164,8 @@ class _Levels:
         dropped_bytes = sum(
             size_bytes for position, size_bytes in self._own_input_bytes.get(call, ()) if not cost.holds_input[position]
         )
-        return cost.forward.delta_bytes - dropped_bytes
+        held_bytes = self._base[call].left_bytes - cost.left_bytes
+        return cost.forward.delta_bytes - dropped_bytes + held_bytes
 
     def need_bytes(self, call: int, cost: CallCost) -> int:
         """The most that is held while a call's forward or backward runs, over what the calls before it keep."""

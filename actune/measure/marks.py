@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,11 +43,15 @@ class LayerMarks:
         tensors: what the layers are given and return.
     """
 
-    def __init__(self, on_mark: Callable[[], None]) -> None:
-        """Args: on_mark: called at each mark, right as the stretch ends."""
+    def __init__(self, on_mark: Callable[[], None], *, watch_modules: bool = False) -> None:
+        """Args:
+        on_mark: called at each mark, right as the stretch ends.
+        watch_modules: also watch what modules inside of layers return, which takes time, and breaks compiled code.
+        """
         self.marks: list[Mark] = [OUTER]
         self.tensors = TensorWatch(lambda: len(self.marks) - 1)
         self._on_mark = on_mark
+        self._watch_modules = watch_modules
         self._calls = 0
         self._outputs: dict[int, weakref.ref[Tensor]] = {}
 
@@ -78,7 +82,8 @@ class LayerMarks:
         given = GivenTensors(args, kwargs)
         references = given.references()
         self.begin(Mark("forward", fqn, number))
-        output = call(*args, **kwargs)
+        with self.tensors.inside(number) if self._watch_modules else nullcontext():
+            output = call(*args, **kwargs)
         self.begin(OUTER)
         self.tensors.after(number, given, references, output)
         for tensor in _differentiable(output):
@@ -90,8 +95,14 @@ class LayerMarks:
 
     def calls(self) -> tuple[LayerCall, ...]:
         """What the layers were given and returned, once the step has ended."""
+        kinds = [mark.kind for mark in self.marks]
         return self.tensors.calls(
-            {mark.call: position for position, mark in enumerate(self.marks) if mark.kind == "backward"}
+            {mark.call: position for position, mark in enumerate(self.marks) if mark.kind == "backward"},
+            {
+                position
+                for position, kind in enumerate(kinds)
+                if kind in ("outer", "optimizer") and "forward" not in kinds[position:]
+            },
         )
 
     def _hook_input(self, args: Any, kwargs: Any) -> None:

@@ -77,7 +77,8 @@ def _recorded_step(workload: Workload, plan: Plan, step: int, *, with_optimizer:
         recorder, timer = workload.device.memory_recorder(), workload.device.step_timer()
         # A simulated clock does not mind what is recorded beside it.
         recorders: list[Recorder] = [recorder] if workload.device.computes else [recorder, timer]
-        marks = _run_marked(workload, plan, recorders, step, with_optimizer=with_optimizer)
+        watch = plan.compile == "off"
+        marks = _run_marked(workload, plan, recorders, step, with_optimizer=with_optimizer, watch_modules=watch)
     times_s = [0.0] * len(recorder.stretches) if workload.device.computes else timer.stretches_s
     slots = [
         Slot(mark.kind, mark.layer_fqn, mark.call, stretch.delta_bytes, stretch.peak_bytes, time_s)
@@ -94,13 +95,19 @@ def _recorded_step(workload: Workload, plan: Plan, step: int, *, with_optimizer:
 
 
 def _run_marked(
-    workload: Workload, plan: Plan, recorders: Sequence[Recorder], step: int, *, with_optimizer: bool
+    workload: Workload,
+    plan: Plan,
+    recorders: Sequence[Recorder],
+    step: int,
+    *,
+    with_optimizer: bool,
+    watch_modules: bool = False,
 ) -> LayerMarks:
     def mark() -> None:
         for recorder in recorders:
             recorder.mark()
 
-    marks = LayerMarks(mark)
+    marks = LayerMarks(mark, watch_modules=watch_modules)
     # In one graph for the whole model no call of a layer is left to mark.
     layer_fqns = () if plan.compile == "model" else workload.structure.layer_fqns
     with marks.at_layers(workload.model, layer_fqns), ExitStack() as stack:

@@ -1,13 +1,9 @@
-"""Causal language models from a Hugging Face config file, with random weights. Nothing is fetched from the hub."""
+"""Models from a Hugging Face config file, with random weights and data. Nothing is fetched from the hub."""
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,31 +12,31 @@ from torch._subclasses.fake_tensor import FakeTensor
 from actune.errors import UsageError
 from actune.target_spec import TargetSpec
 from actune.targets.defaults import DEFAULT_BATCH, DEFAULT_SEQ
-from actune.targets.tokens import random_tokens
+from actune.targets.hf_config import read_config, transformers_library
+from actune.targets.hf_tasks import Task, choose_task
 
 
 class HfTarget:
-    """A model of transformers and a batch of random tokens that are their own labels."""
+    """A model of transformers, random data and the model's own loss."""
 
-    def __init__(self, config: Any, *, batch: int, seq: int) -> None:
-        """Takes a `PretrainedConfig` of a causal language model, and the shape (batch, seq) of the tokens."""
+    def __init__(self, config: Any, task: Task, *, batch: int, seq: int) -> None:
+        """Takes a `PreTrainedConfig`, what is trained, examples in a batch, and tokens in each (0: there are none)."""
         self.config = config
-        self._shape = (batch, seq)
+        self._task = task
+        self._batch, self._seq = batch, seq
 
     def model(self) -> nn.Module:
         """A new model on the CPU, in the config's dtype; weights from torch's global generator."""
-        model: nn.Module = _transformers().AutoModelForCausalLM.from_config(self.config)
+        model: nn.Module = getattr(transformers_library(), self._task.auto_class).from_config(self.config)
         return model
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """`input_ids` and `labels`, int64 of shape (batch, seq); the model itself shifts the labels."""
-        batch, seq = self._shape
-        tokens = random_tokens(step, batch=batch, seq=seq, vocabulary=self.config.vocab_size)
-        return {"input_ids": tokens, "labels": tokens}
+        """The keywords of the model's forward, labels among them; see `actune.targets.hf_tasks`."""
+        return self._task.batch(self.config, self._batch, self._seq, step)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The model's own loss, a scalar."""
-        with _no_packed_sequences() if isinstance(batch["input_ids"], FakeTensor) else nullcontext():
+        with _no_packed_sequences() if isinstance(batch["labels"], FakeTensor) else nullcontext():
             loss: Tensor = model(**batch).loss
         return loss
 
@@ -66,35 +62,31 @@ def hf_target(spec: TargetSpec) -> HfTarget:
     """The target of a spec of the family `hf`; 4 sequences of 256 tokens (or of the most that the config allows).
 
     Raises:
-        UsageError: transformers is not installed, the file is no config of a causal language model that it knows, or
-            an option does not fit it.
+        UsageError: transformers is not installed, the file is no config of a model that can be trained here, or an
+            option does not fit it.
     """
-    transformers = _transformers(spec.text)
-    fields = _read(spec)
-    # Both would make a step other than a plain training step: a cache of keys and values, and checkpointing that is
-    # not the plan's.
-    fields.pop("gradient_checkpointing", None)
-    fields["use_cache"] = False
-    config = _config(transformers, spec, fields)
-    layers = spec.size("layers")
-    if layers is not None:
-        config = _config(transformers, spec, _with_layers(spec, config, fields, layers))
-    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UsageError(
-            f"target '{spec.text}': transformers has no causal language model for the model type "
-            f"'{config.model_type}'. Expected a config of a decoder, such as llama or qwen3_moe; for another model "
-            "write a Target of your own."
-        )
-    longest = getattr(config, "max_position_embeddings", None)
-    seq = spec.size("seq")
-    if seq is not None and longest is not None and seq > longest:
-        raise UsageError(
-            f"target '{spec.text}': seq={seq} is more than the config's max_position_embeddings. Expected at most "
-            f"{longest}."
-        )
+    config = read_config(spec)
+    task = choose_task(transformers_library(spec.text), config, target=spec.text)
+    return HfTarget(config, task, batch=spec.size("batch") or DEFAULT_BATCH, seq=_seq(spec, config, task))
+
+
+def _seq(spec: TargetSpec, config: Any, task: Task) -> int:
+    seq, longest = spec.size("seq"), task.longest(config)
+    if longest is None:
+        return DEFAULT_SEQ if seq is None else seq
     if seq is None:
-        seq = DEFAULT_SEQ if longest is None else min(DEFAULT_SEQ, longest)
-    return HfTarget(config, batch=spec.size("batch") or DEFAULT_BATCH, seq=seq)
+        return min(DEFAULT_SEQ, longest)
+    if longest == 0:
+        raise UsageError(
+            f"target '{spec.text}': seq={seq} means nothing for {task.name}: pictures are as large as the config's "
+            "image_size. Remove the option."
+        )
+    if seq > longest:
+        raise UsageError(
+            f"target '{spec.text}': seq={seq} is more than the longest sequence that the config allows. Expected at "
+            f"most {longest}."
+        )
+    return seq
 
 
 def transformers_version() -> str:
@@ -103,72 +95,5 @@ def transformers_version() -> str:
     Raises:
         UsageError: transformers is not installed.
     """
-    installed: str = _transformers().__version__
+    installed: str = transformers_library().__version__
     return installed
-
-
-def _transformers(target: str = "hf:") -> ModuleType:
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise UsageError(
-            f"target '{target}': Hugging Face configs need the package transformers, which is not installed. "
-            "Install it with: pip install 'actune[hf]'"
-        ) from None
-    module: ModuleType = transformers
-    return module
-
-
-def _read(spec: TargetSpec) -> dict[str, Any]:
-    try:
-        fields = json.loads(Path(spec.location).read_bytes())
-    except ValueError as error:
-        raise UsageError(f"target '{spec.text}': '{spec.location}' is not JSON: {error}.") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
-        raise UsageError(
-            f"target '{spec.text}': '{spec.location}' is no Hugging Face config. Expected a JSON object with a "
-            '"model_type", such as {"model_type": "llama", …}.'
-        )
-    return fields
-
-
-def _config(transformers: ModuleType, spec: TargetSpec, fields: dict[str, Any]) -> Any:
-    model_type = fields["model_type"]
-    known = transformers.CONFIG_MAPPING
-    if model_type not in known:
-        near = difflib.get_close_matches(model_type, list(known.keys()), n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UsageError(
-            f"target '{spec.text}': transformers {transformers.__version__} knows no model type '{model_type}'.{hint}"
-        )
-    try:
-        return transformers.AutoConfig.for_model(**fields)
-    except Exception as error:  # each config class checks its fields in its own way
-        raise UsageError(
-            f"target '{spec.text}': '{spec.location}' is no valid config of '{model_type}': "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _with_layers(spec: TargetSpec, config: Any, fields: dict[str, Any], layers: int) -> dict[str, Any]:
-    """The fields for another number of layers; what is listed for each layer is cut, or left to its default."""
-    key = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    before = getattr(config, key, None)
-    if not isinstance(before, int):
-        raise UsageError(
-            f"target '{spec.text}': a config of '{config.model_type}' has no '{key}', so layers={layers} can't be "
-            "applied. Change the number of layers in the file."
-        )
-    changed: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name.startswith("layer") and isinstance(value, list) and len(value) == before:
-            if layers <= before:
-                changed[name] = value[:layers]
-        else:
-            changed[name] = value
-    changed[key] = layers
-    if key != "num_hidden_layers":
-        changed.pop("num_hidden_layers", None)
-    return changed

@@ -1,0 +1,154 @@
+"""Reading Hugging Face config files: another number of layers, and nothing that makes a step other than training."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from actune.errors import UsageError
+from actune.target_spec import TargetSpec
+
+_STACKS = ("text_config", "encoder", "decoder")
+"""Where the configs of several models in one have the one whose layers are trained here."""
+
+_OWN_DEPTHS = ("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers")
+"""By what names configs of encoder-decoders count the layers of each stack, besides num_hidden_layers."""
+
+
+def transformers_library(target: str = "hf:") -> ModuleType:
+    """The library.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise UsageError(
+            f"target '{target}': Hugging Face configs need the package transformers, which is not installed. "
+            "Install it with: pip install 'actune[hf]'"
+        ) from None
+    module: ModuleType = transformers
+    return module
+
+
+def read_config(spec: TargetSpec) -> Any:
+    """The `PreTrainedConfig` that a spec of the family `hf` names, with its option `layers` applied.
+
+    A cache of keys and values, and checkpointing that is not the plan's, are off in it and in the configs within it.
+
+    Raises:
+        UsageError: transformers is not installed, the file is no config that it knows, or `layers` does not fit it.
+    """
+    transformers = transformers_library(spec.text)
+    fields = _without_own_checkpointing(_read(spec))
+    config = _config(transformers, spec, fields)
+    layers = spec.size("layers")
+    if layers is not None:
+        parts = [name for name in _STACKS if name in config.sub_configs]
+        if not parts:
+            config = _config(transformers, spec, _with_layers(spec, config, fields, layers))
+        else:
+            changed = {
+                name: _with_layers(spec, getattr(config, name), fields.get(name) or {}, layers) for name in parts
+            }
+            config = _config(transformers, spec, fields | changed)
+        for part in [getattr(config, name) for name in parts] or [config]:
+            _check_layers(spec, part, layers)
+    _switch_cache_off(config)
+    return config
+
+
+def configs_within(config: Any) -> list[Any]:
+    """The config and all those that it holds, as of a vision tower or of the decoder of an encoder-decoder."""
+    inner = [getattr(config, name, None) for name in config.sub_configs]
+    return [config, *(each for one in inner if one is not None for each in configs_within(one))]
+
+
+def _read(spec: TargetSpec) -> dict[str, Any]:
+    try:
+        fields = json.loads(Path(spec.location).read_bytes())
+    except ValueError as error:
+        raise UsageError(f"target '{spec.text}': '{spec.location}' is not JSON: {error}.") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+        raise UsageError(
+            f"target '{spec.text}': '{spec.location}' is no Hugging Face config. Expected a JSON object with a "
+            '"model_type", such as {"model_type": "llama", …}.'
+        )
+    return fields
+
+
+def _without_own_checkpointing(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_own_checkpointing(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name != "gradient_checkpointing"
+    }
+
+
+def _switch_cache_off(config: Any) -> None:
+    for each in configs_within(config):
+        each.use_cache = False
+
+
+def _config(transformers: ModuleType, spec: TargetSpec, fields: Mapping[str, Any]) -> Any:
+    model_type = fields["model_type"]
+    known = transformers.CONFIG_MAPPING
+    if model_type not in known:
+        near = difflib.get_close_matches(model_type, list(known.keys()), n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(
+            f"target '{spec.text}': transformers {transformers.__version__} knows no model type '{model_type}'.{hint}"
+        )
+    try:
+        return transformers.AutoConfig.for_model(**fields)
+    except Exception as error:  # each config class checks its fields in its own way
+        raise UsageError(
+            f"target '{spec.text}': '{spec.location}' is no valid config of '{model_type}': "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _depths(config: Any) -> list[str]:
+    """The fields that count the layers of the config's stacks."""
+    main = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    names = dict.fromkeys([main, *(_OWN_DEPTHS if config.is_encoder_decoder else ())])
+    return [name for name in names if isinstance(getattr(config, name, None), int)]
+
+
+def _with_layers(spec: TargetSpec, config: Any, fields: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """The fields for another number of layers in each stack; what is listed for each layer is cut, or left to its
+    default.
+    """
+    depths = _depths(config)
+    if not depths or getattr(config, "depths", None) is not None:
+        what = "its layers in stages" if depths else "no 'num_hidden_layers'"
+        raise UsageError(
+            f"target '{spec.text}': a config of '{config.model_type}' has {what}, so layers={layers} can't be "
+            "applied. Change the number of layers in the file."
+        )
+    befores = {getattr(config, name) for name in depths}
+    changed: dict[str, Any] = {}
+    for name, value in fields.items():
+        if "layer" in name and isinstance(value, list) and len(value) in befores:
+            if layers <= len(value):
+                changed[name] = value[:layers]
+        else:
+            changed[name] = value
+    changed.pop("num_hidden_layers", None)
+    return changed | dict.fromkeys(depths, layers)
+
+
+def _check_layers(spec: TargetSpec, config: Any, layers: int) -> None:
+    for name in _depths(config):
+        if getattr(config, name) != layers:
+            raise UsageError(
+                f"target '{spec.text}': layers={layers} has no effect on a config of '{config.model_type}', whose "
+                f"{name} stays {getattr(config, name)}. Change the number of layers in the file."
+            )
