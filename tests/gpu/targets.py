@@ -26,12 +26,12 @@ class FlexAttention(nn.Module):
         self.flex = torch.compile(flex_attention)
 
     def forward(self, x, rope):
-        B, T, _ = x.shape
+        batch, seq, _ = x.shape
         q, k, v = (
-            w(x).view(B, T, SIZES.heads, -1).transpose(1, 2)
+            w(x).view(batch, seq, SIZES.heads, -1).transpose(1, 2)
             for w in (self.attention.wq, self.attention.wk, self.attention.wv)
         )
-        return self.attention.wo(self.flex(q, k, v).transpose(1, 2).reshape(B, T, -1))
+        return self.attention.wo(self.flex(q, k, v).transpose(1, 2).reshape(batch, seq, -1))
 
 
 class Flex(Small):

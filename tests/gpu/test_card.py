@@ -104,7 +104,7 @@ def test_flex_attention_stays_compiled_inside_a_checkpoint():
         assert measurement.allocated_bytes < no_flex.allocated_bytes + eager_scores_bytes
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA cards: run `pytest tests/gpu` where they are")
 def test_two_workers_have_a_card_each(tmp_path):
     with LocalEngine(LoadTarget(SMALL, "cuda", 0), workers=2, timeout_s=300, log_folder=tmp_path) as engine:
         request = MeasurePlan(FULL, None, None, timed_pairs=0)
