@@ -32,12 +32,13 @@ lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## Run the fast benchmarks: one JSON line each
+bench: $(STAMP)  ## Run the fast benchmarks: one JSON line each, and a small run of what is for cards
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/solver.py --fast
 	$(BIN)/python benchmarks/profiling.py --fast
 	$(BIN)/python benchmarks/prediction.py --fast
 	$(BIN)/python benchmarks/search.py --fast
+	$(BIN)/python benchmarks/gpu.py --tiny --device cpu
 
 clean:  ## Remove the virtual environment, caches and studies
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist studies/*.db* studies/logs $(EXPORTS)

@@ -180,6 +180,17 @@ class StoreTestCase:
         assert store.find_measurement(TARGET.fingerprint, other, plan_hash, REFERENCE_HASH, budget_bytes=None) is None
         assert store.find_measurement("other", FINGERPRINT, plan_hash, REFERENCE_HASH, budget_bytes=None) is None
 
+    def test_measurement_under_other_allocator_settings_is_not_found(self, store: Store) -> None:
+        record(store, "a", 0)
+        settings = ["", "expandable_segments:True"]
+        others = {environment_fingerprint(replace(ENVIRONMENT, allocator=allocator)) for allocator in settings}
+        assert len(others | {FINGERPRINT}) == 3
+        for other in others:
+            found = store.find_measurement(
+                TARGET.fingerprint, other, trial(0).plan_hash, REFERENCE_HASH, budget_bytes=None
+            )
+            assert found is None
+
     def test_measurement_without_a_reference_is_found_by_none(self, store: Store) -> None:
         store.record_trial("a", trial(0), reference_hash=None, budget_bytes=None)
         assert self.find(store, trial(0).plan_hash, reference=None) == measurement(0)
