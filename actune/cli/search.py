@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from actune.cli.loading import check_world_size
+from actune.cli.loading import check_processes
 from actune.cli.options import (
     DEFAULT_TRIAL_TIMEOUT,
+    MAX_NPROC,
     MAX_WORLD_SIZE,
     BudgetsType,
     DurationType,
@@ -20,6 +21,7 @@ from actune.cli.options import (
     echo_json,
     json_option,
     log_folder_of,
+    nproc_help,
     storage_option,
     target_help,
     world_size_help,
@@ -43,8 +45,9 @@ _DEFAULTS: dict[str, Any] = {
     "frontier": False,
     "seed": 0,
     "world_size": 1,
+    "nproc_per_node": 1,
 }
-_FIXED = ("target", "budget", "frontier", "device", "space", "sampler", "seed", "world_size")
+_FIXED = ("target", "budget", "frontier", "device", "space", "sampler", "seed", "world_size", "nproc_per_node")
 """What a study can't change while it goes on: its trials would not be comparable."""
 
 WHOLE = "100%"
@@ -86,6 +89,7 @@ VERDICT_ROUNDS = 9
 @click.option("--workers", type=click.IntRange(1, 64), help="Worker processes. Default: 1, which times best on a CPU.")
 @click.option("--device", metavar="D", help=f"{device_help} Default: cpu.")
 @click.option("--world-size", type=click.IntRange(1, MAX_WORLD_SIZE), help=f"{world_size_help} Default: 1.")
+@click.option("--nproc-per-node", type=click.IntRange(1, MAX_NPROC), help=f"{nproc_help} Default: 1.")
 @click.option("--sampler", metavar="NAME", help="thompson, tpe, random, gp or per-layer. Default: thompson.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the model, its data and the sampler. Default: 0.")
 @json_option
@@ -168,7 +172,7 @@ def _check_named(asked: dict[str, Any]) -> None:
     """Checks what is named before a database is opened, which would be left behind by a mistyped name.
 
     Raises:
-        UsageError: the target, space or sampler does not exist, the device is a single one, or a frontier has several
+        UsageError: the target, space or sampler does not exist, the processes asked for can't be, or a frontier has several
             budgets.
     """
     from actune.config import AUTO_SPACE, load_space
@@ -177,7 +181,9 @@ def _check_named(asked: dict[str, Any]) -> None:
 
     if "target" in asked:
         parse_target_spec(asked["target"])
-        check_world_size(asked.get("device", _DEFAULTS["device"]), asked.get("world_size", 1))
+        check_processes(
+            asked.get("device", _DEFAULTS["device"]), asked.get("world_size", 1), asked.get("nproc_per_node", 1)
+        )
     if asked.get("space", AUTO_SPACE) != AUTO_SPACE:
         load_space(asked["space"])
     if "sampler" in asked:
@@ -222,6 +228,7 @@ def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySet
         timed_pairs=TIMED_PAIRS,
         verdict_rounds=VERDICT_ROUNDS,
         world_size=values["world_size"],
+        nproc_per_node=values["nproc_per_node"],
         tolerance=values["tolerance"],
         frontier=values["frontier"],
     )

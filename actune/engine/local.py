@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from actune.engine.process import WorkerDiedError, WorkerProcess
+from actune.engine.group import WorkerGroup
+from actune.engine.process import Worker, WorkerDiedError, WorkerProcess
 from actune.errors import ActuneError, DeviceMemoryError, PlanError, TargetError, UsageError
 from actune.op_trace import LayersTraced, TraceLayers
 from actune.records import (
@@ -31,14 +32,17 @@ from actune.step_profile import PlanProfiled, ProfilePlan
 
 
 class LocalEngine:
-    """Runs requests on worker processes of this machine. A worker that dies costs its request, never the study."""
+    """Runs requests on workers of this machine. A worker that dies costs its request, never the study.
+
+    A worker is a process, or the processes of one job (`LoadTarget.nproc_per_node`).
+    """
 
     def __init__(self, target: LoadTarget, *, workers: int, timeout_s: float, log_folder: Path) -> None:
         """Starts nothing yet.
 
         Args:
             target: what each worker loads first.
-            workers: how many processes at most.
+            workers: how many at most.
             timeout_s: of one request; loading counts as one.
             log_folder: for what workers print, and for tracebacks.
         """
@@ -46,8 +50,8 @@ class LocalEngine:
         self._timeout_s = timeout_s
         self._log_folder = log_folder
         self._numbers = itertools.count(1)
-        self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()
-        self._alive: set[WorkerProcess] = set()
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
+        self._alive: set[Worker] = set()
         self._closed = False
         self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="worker")
 
@@ -179,16 +183,23 @@ class LocalEngine:
             raise
         spent = isinstance(reply, Measured) and reply.worker_spent
         # After an out-of-memory or an exception that no trial caught, what the worker still holds is unknown.
-        if spent or (isinstance(reply, Failed) and reply.blame != "plan"):
+        if isinstance(reply, Failed):
+            spent = reply.worker_spent or reply.blame != "plan"
+        if spent or not worker.is_alive:
             self._retire(worker)
         else:
             self._idle.put(worker)
         return reply
 
-    def _start_worker(self) -> tuple[WorkerProcess, Loaded]:
+    def _start_worker(self) -> tuple[Worker, Loaded]:
         if self._closed:
             raise ActuneError("the engine is closed, so no worker is started for what was still asked of it.")
-        worker = WorkerProcess(self._log_folder / f"worker-{next(self._numbers)}.log")
+        number = next(self._numbers)
+        worker: Worker
+        if self._target.nproc_per_node == 1:
+            worker = WorkerProcess(self._log_folder / f"worker-{number}.log")
+        else:
+            worker = WorkerGroup(self._log_folder, number, self._target.nproc_per_node)
         self._alive.add(worker)
         try:
             reply = worker.ask(self._target, timeout_s=self._timeout_s)
@@ -213,7 +224,7 @@ class LocalEngine:
             )
         raise self._target_error(failed.message, failed.detail)
 
-    def _retire(self, worker: WorkerProcess) -> None:
+    def _retire(self, worker: Worker) -> None:
         worker.kill()
         self._alive.discard(worker)
 

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from actune.boundary import from_json, shorten, to_json
 from actune.errors import StorageError
@@ -41,14 +42,41 @@ class WorkerDiedError(Exception):
     log_tail: str
 
 
+class Worker(Protocol):
+    """What an engine asks: a process, or the processes of one job."""
+
+    @property
+    def pid(self) -> int:
+        """Of the process, or of the first of them."""
+        ...
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was not ended."""
+        ...
+
+    def ask(self, request: Request, *, timeout_s: float) -> Reply:
+        """Sends a request and waits for its reply.
+
+        Raises:
+            WorkerDiedError: there was none; the worker is gone.
+        """
+        ...
+
+    def kill(self) -> None:
+        """Ends it and all its children at once, and waits for it."""
+        ...
+
+
 class WorkerProcess:
     """A child in a session of its own, so that Ctrl-C reaches only the coordinator, and its children die with it."""
 
-    def __init__(self, log_path: Path) -> None:
+    def __init__(self, log_path: Path, environment: Mapping[str, str] | None = None) -> None:
         """Starts the process.
 
         Args:
             log_path: what it prints is appended there.
+            environment: variables that are set for it, beside those of this process.
 
         Raises:
             StorageError: the log can't be written.
@@ -71,6 +99,7 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                env=None if environment is None else {**os.environ, **environment},
             )
         self._burial = threading.Lock()
         self._is_buried = False
@@ -82,6 +111,11 @@ class WorkerProcess:
     def pid(self) -> int:
         """The process's id, which is also its process group's."""
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was not ended."""
+        return not self._is_buried
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 import traceback
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from actune.errors import ActuneError, PlanError, describe_error
-from actune.measure.device import PeakProbe
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
 from actune.racing import Standing
@@ -37,33 +37,36 @@ def measure_plan(workload: Workload, request: MeasurePlan) -> Measured:
         raise
     except Exception as error:
         measurement = failed_measurement(error, budget_bytes=request.budget_bytes, workload=workload)
+        if workload.is_distributed:
+            workload.is_spent = True  # and other ranks may wait for this one where it will not come to any more
+            return Measured(measurement, worker_spent=True)
     finally:
         workload.device.set_cap(None)
         workload.forget_plans()
         workload.restart()
-    leaked_bytes = workload.device.live_bytes(workload.bookkeeping) - live_bytes_before
+    leaked_bytes = workload.ranks.agree_max(workload.device.live_bytes(workload.bookkeeping) - live_bytes_before)
     spent = leaked_bytes > LEAK_TOLERANCE_BYTES or measurement.outcome is Outcome.OOM
     return Measured(measurement, worker_spent=spent)
 
 
 def _run(workload: Workload, plan: Plan, reference: Plan | None, request: MeasurePlan) -> Measurement:
     first_call_s = workload.warm_up(plan)
-    probe = None
+    peak = None
     workload.start_optimizer()
     for step in range(request.peak_steps):
-        latest = _probe_step(workload, plan, step)
-        if probe is None or latest.peak_bytes > probe.peak_bytes:
-            probe = latest
-        if request.budget_bytes is not None and probe.peak_bytes > request.budget_bytes:
+        latest = workload.ranks.worst(_probe_step(workload, plan, step), lambda peak: peak.peak_bytes)
+        if peak is None or latest.peak_bytes > peak.peak_bytes:
+            peak = latest
+        if request.budget_bytes is not None and peak.peak_bytes > request.budget_bytes:
             return Measurement(
                 Outcome.OVER_BUDGET,
-                probe.peak_bytes,
-                probe.allocated_bytes,
-                probe.reserved_bytes,
-                message=f"peak {format_bytes(probe.peak_bytes)} is over the budget of "
+                peak.peak_bytes,
+                peak.allocated_bytes,
+                peak.reserved_bytes,
+                message=f"peak {format_bytes(peak.peak_bytes)} is over the budget of "
                 f"{format_bytes(request.budget_bytes)}",
             )
-    assert probe is not None
+    assert peak is not None
     workload.device.set_cap(None)  # the reference may need more than the plan
     pairs, standing = _timed_pairs(workload, plan, reference, request)
     compile_s = None
@@ -71,21 +74,29 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
         compile_s = max(0.0, first_call_s - statistics.median(pair.plan.step_time_s for pair in pairs))
     return Measurement(
         Outcome.OK,
-        probe.peak_bytes,
-        probe.allocated_bytes,
-        probe.reserved_bytes,
+        peak.peak_bytes,
+        peak.allocated_bytes,
+        peak.reserved_bytes,
         pairs,
         compile_s=compile_s,
         lost_race=standing == "slower" and len(pairs) < request.timed_pairs,
     )
 
 
-def _probe_step(workload: Workload, plan: Plan, step: int) -> PeakProbe:
+class _Peak(NamedTuple):
+    """Of one rank in one step: see PeakProbe."""
+
+    peak_bytes: int
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+
+
+def _probe_step(workload: Workload, plan: Plan, step: int) -> _Peak:
     workload.clear_gradients()
     workload.fetch_batch(step)
     with workload.under(plan), workload.device.peak_probe(workload.bookkeeping) as probe:
         workload.train_step(step)
-    return probe
+    return _Peak(probe.peak_bytes, probe.allocated_bytes, probe.reserved_bytes)
 
 
 def _timed_pairs(
@@ -127,7 +138,7 @@ def _timed_pairs(
 
 def _timed_step(workload: Workload, plan: Plan, step: int) -> StepSample:
     with workload.under(plan):
-        return workload.device.timed(partial(workload.train_step, step))
+        return workload.timed(partial(workload.train_step, step))
 
 
 def failed_measurement(error: Exception, *, budget_bytes: int | None, workload: Workload) -> Measurement:
