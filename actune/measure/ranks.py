@@ -7,6 +7,7 @@ leaves them waiting in a collective for ever. So each number that decides someth
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,7 +20,7 @@ from actune.errors import UsageError
 from actune.records import RENDEZVOUS, StepSample
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from torch.distributed import Store
 
 T = TypeVar("T")
 
@@ -39,18 +40,19 @@ class Ranks:
     """
 
     def __init__(
-        self, rank: int = 0, world_size: int = 1, *, are_fake: bool = False, control: ProcessGroup | None = None
+        self, rank: int = 0, world_size: int = 1, *, are_fake: bool = False, store: Store | None = None
     ) -> None:
         """Args:
         rank: this one's number.
         world_size: how many there are.
         are_fake: whether the others do not exist.
-        control: the group that decisions are made in, apart from the target's own; None for one process.
+        store: what the ranks share; None for one process.
         """
         self.rank = rank
         self.world_size = world_size
         self.are_fake = are_fake
-        self._control = control
+        self._store = store
+        self._exchanges = 0
 
     @property
     def label(self) -> str:
@@ -60,12 +62,24 @@ class Ranks:
         return f"one of {self.world_size}, the others faked" if self.are_fake else f"{self.world_size} processes"
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of ranks."""
-        if self._control is None:
+        """Every rank's value, in the order of ranks.
+
+        Through the store and not by a collective, which would make tensors, in the middle of what is measured.
+        """
+        if self._store is None:
             return [value]
-        values: list[T | None] = [None] * self.world_size
-        torch.distributed.all_gather_object(values, value, group=self._control)
-        return values  # type: ignore[return-value]
+        self._exchanges += 1
+        self._store.set(self._key(self._exchanges, self.rank), pickle.dumps(value))
+        values: list[T] = [
+            pickle.loads(self._store.get(self._key(self._exchanges, rank))) for rank in range(self.world_size)
+        ]
+        # Whoever has come to this exchange has read all of the one before.
+        self._store.delete_key(self._key(self._exchanges - 1, self.rank))
+        return values
+
+    @staticmethod
+    def _key(exchange: int, rank: int) -> str:
+        return f"actune/{exchange}/{rank}"
 
     def worst(self, value: T, key: Callable[[T], float]) -> T:
         """The value of the rank whose key is the highest; of the first of them if several have it."""
@@ -172,5 +186,5 @@ def _ranks_of_job(folder: str, world_size: int, device_type: str) -> Ranks:
         world_size=world_size,
         timeout=NO_LIMIT,
     )
-    control = torch.distributed.new_group(backend="gloo", timeout=NO_LIMIT)
-    return Ranks(rank, world_size, control=control)
+    store.set_timeout(NO_LIMIT)
+    return Ranks(rank, world_size, store=store)
