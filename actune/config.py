@@ -60,6 +60,7 @@ class StudyFile(OutsideModel):
     study: str | None = None
     device: str | None = None
     world_size: int | None = None
+    nproc_per_node: int | None = None
     trials: int | None = None
     tolerance: str | int | float | None = None
     frontier: bool | None = None

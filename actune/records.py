@@ -13,6 +13,9 @@ from actune.op_trace import LayersTraced, TraceLayers
 from actune.racing import Race
 from actune.step_profile import PlanProfiled, ProfilePlan
 
+RENDEZVOUS = "ACTUNE_RENDEZVOUS"
+"""In a worker's environment, beside torchrun's variables: the folder where the ranks of its job meet."""
+
 
 class Outcome(StrEnum):
     """How a trial ended. An outcome is data, not an exception."""
@@ -153,14 +156,16 @@ class LoadTarget:
     """Build the target, find its layers, and keep both. The first request of a worker's life.
 
     Attributes:
-        world_size: over how many devices parameters, gradients and optimizer state are sharded evenly; more than one
-            only if the device is simulated.
+        world_size: a simulated device: over how many parameters, gradients and optimizer state are sharded evenly. A
+            real one: how many ranks the target's `parallelize` distributes the model over, if only this one exists.
+        nproc_per_node: how many worker processes make one job, all of which exist.
     """
 
     spec: str
     device: str
     seed: int
     world_size: int = 1
+    nproc_per_node: int = 1
     kind: Literal["load"] = "load"
 
 
@@ -283,11 +288,13 @@ class Failed:
             not fit the model; `oom`: out of memory; `internal`: actune's own fault.
         message: one line.
         detail: the traceback, empty for usage.
+        worker_spent: asks for a new worker, as where a step of a sharded model was left in its middle.
     """
 
     blame: Literal["usage", "target", "plan", "oom", "internal"]
     message: str
     detail: str = ""
+    worker_spent: bool = False
     kind: Literal["failed"] = "failed"
 
 

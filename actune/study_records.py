@@ -31,6 +31,7 @@ class StudySettings:
         timeout_s: cap on the whole search, None for none.
         trial_timeout_s: cap on one request to a worker.
         world_size: as in LoadTarget; studies from before it have one device.
+        nproc_per_node: as in LoadTarget; studies from before it have one process.
         tolerance: the search ends when no plan is believed to be faster than the best by more than this share.
         frontier: budgets between the smallest predicted peak and the largest budget are searched too.
     """
@@ -49,6 +50,7 @@ class StudySettings:
     timed_pairs: int
     verdict_rounds: int
     world_size: int = 1
+    nproc_per_node: int = 1
     tolerance: float = 0.01
     frontier: bool = False
 

@@ -50,7 +50,8 @@ class Worker:
         try:
             return self._carry_out(request)
         except PlanError as error:
-            return Failed("plan", str(error))
+            spent = self._workload is not None and self._workload.is_spent
+            return Failed("plan", str(error), worker_spent=spent)
         except UsageError as error:
             return Failed("usage", str(error))
         except TargetError as error:
@@ -77,15 +78,15 @@ class Worker:
             # Live bytes are counted over all objects that the collector knows: not over the libraries' every time.
             gc.collect()
             gc.freeze()
-            workload = self._workload = Workload(request.spec, device, seed=request.seed)
+            workload = self._workload = Workload(request.spec, device, seed=request.seed, world_size=request.world_size)
             info = TargetInfo(
                 spec=request.spec,
                 fingerprint=workload.fingerprint,
                 structure=workload.structure,
                 parameter_bytes=workload.parameter_bytes,
-                static_bytes=device.live_bytes(workload.bookkeeping),
+                static_bytes=round(workload.ranks.agree_max(device.live_bytes(workload.bookkeeping))),
             )
-            return Loaded(info, device.environment())
+            return Loaded(info, workload.environment)
         if self._workload is None:
             return Failed("internal", f"'{request.kind}' came before 'load'")
         match request:

@@ -142,7 +142,9 @@ def render(document: dict) -> str:
     ]
     for name, row in document["rows"].items():
         ratio = f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})" if "ratio" in row else ""
-        lines.append(f"    {name:<22} {format_bytes(row['peak_bytes']):>10} {row['step_time_s']:8.3f} s  {ratio}".rstrip())
+        lines.append(
+            f"    {name:<22} {format_bytes(row['peak_bytes']):>10} {row['step_time_s']:8.3f} s  {ratio}".rstrip()
+        )
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from actune.ac.compiling import CompiledModule, SharedCode
+from actune.ac.fsdp import Shell, is_sharded, sharded_below
 from actune.ac.regions import Region, RegionFactory, filtered_linears, region_draws_random_numbers
 from actune.ac.routing import find_routing
 from actune.errors import PlanError
@@ -70,6 +71,7 @@ class Application:
             place for fqn, treatment in treatments.items() for place in self._layer_places(fqn, treatment, holders)
         ]
         self._compiled = self._compile(treatments)
+        self._shells = self._shells_of_sharded(treatments, holders)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a compiled module is not compiled (`nn.Module.__getstate__`), so the copy would not run as planned.
@@ -126,6 +128,17 @@ class Application:
             )
         return compiled
 
+    def _shells_of_sharded(self, treatments: dict[str, Treatment], holders: _Holders) -> list[Shell]:
+        modules = [place.module for place in self._places]
+        if self.plan.compile != "off":
+            eager = [
+                fqn for fqn, given in treatments.items() if self.plan.compile == "layer" or not given.is_checkpointed
+            ]
+            modules += [self.model.get_submodule(fqn) for fqn in eager]
+        for module in {"off": [], "model": [self.model]}.get(self.plan.compile, modules):
+            _refuse_sharded_inside(self.model, module)
+        return [Shell(module, holders[module]) for module in dict.fromkeys(modules) if is_sharded(module)]
+
     def attach(self) -> None:
         """From here on the model runs under the plan.
 
@@ -140,9 +153,13 @@ class Application:
             place.put(place.region)
         for compiled in self._compiled:
             compiled.attach()
+        for shell in self._shells:
+            shell.attach()
 
     def detach(self) -> None:
         """The model is as it was, and the plan can be attached again."""
+        for shell in self._shells:
+            shell.detach()
         for compiled in self._compiled:
             compiled.detach()
         for place in self._places:
@@ -159,6 +176,18 @@ def _holders(model: nn.Module) -> _Holders:
             if module is not None:
                 holders.setdefault(module, []).append((parent, name))
     return {module: tuple(of_module) for module, of_module in holders.items()}
+
+
+def _refuse_sharded_inside(model: nn.Module, module: nn.Module) -> None:
+    """Raises PlanError if what is to be compiled as one graph has FSDP2's hooks inside, each of which would cut it."""
+    inside = sharded_below(module)
+    if inside is not None or (module is model and is_sharded(model)):
+        fqn = next(fqn for fqn, child in model.named_modules() if child is module)
+        raise PlanError(
+            f"compile: {fqn or 'the model'} has modules inside that fully_shard was applied to"
+            f"{f' ({inside})' if inside else ''}, whose hooks would cut the graph. With FSDP2, compile layer by layer "
+            '(compile = "layer") and shard what is compiled as a whole, or set compile = "off".'
+        )
 
 
 def _share_of_whole_model(treatments: dict[str, Treatment]) -> float | None:

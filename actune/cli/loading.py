@@ -12,9 +12,11 @@ import click
 
 from actune.cli.options import (
     DEFAULT_TRIAL_TIMEOUT,
+    MAX_NPROC,
     MAX_WORLD_SIZE,
     DurationType,
     device_help,
+    nproc_help,
     scratch_log_folder,
     world_size_help,
 )
@@ -33,6 +35,9 @@ def load_options(command: Command) -> Command:
         click.option("--device", default="cpu", show_default=True, metavar="D", help=device_help),
         click.option(
             "--world-size", type=click.IntRange(1, MAX_WORLD_SIZE), default=1, show_default=True, help=world_size_help
+        ),
+        click.option(
+            "--nproc-per-node", type=click.IntRange(1, MAX_NPROC), default=1, show_default=True, help=nproc_help
         ),
         click.option(
             "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the model and data."
@@ -67,7 +72,7 @@ class Session:
 
 @contextmanager
 def loaded_target(
-    command: str, *, target: str, device: str, world_size: int, seed: int, trial_timeout: float
+    command: str, *, target: str, device: str, world_size: int, nproc_per_node: int, seed: int, trial_timeout: float
 ) -> Iterator[Session]:
     """The target in a worker, until the block ends.
 
@@ -76,11 +81,12 @@ def loaded_target(
         target: as given.
         device: as given.
         world_size: as given.
+        nproc_per_node: as given.
         seed: of the model and data.
         trial_timeout: of each request, in seconds.
 
     Raises:
-        UsageError: the target or the device does not exist, or the device is a single one.
+        UsageError: the target or the device does not exist, or not as a part of so many.
         TargetError: the target's code raised, hung or died.
     """
     from actune.engine import LocalEngine
@@ -88,8 +94,8 @@ def loaded_target(
     from actune.target_spec import parse_target_spec
 
     parse_target_spec(target)
-    check_world_size(device, world_size)
-    load = LoadTarget(target, device, seed, world_size)
+    check_processes(device, world_size, nproc_per_node)
+    load = LoadTarget(target, device, seed, world_size, nproc_per_node)
     with (
         scratch_log_folder(command) as log_folder,
         LocalEngine(load, workers=1, timeout_s=trial_timeout, log_folder=log_folder) as engine,
@@ -98,16 +104,23 @@ def loaded_target(
         yield Session(engine, engine.load(), log_folder)
 
 
-def check_world_size(device: str, world_size: int) -> None:
-    """Real devices run one process so far.
+def check_processes(device: str, world_size: int, nproc_per_node: int) -> None:
+    """Checks that the ranks asked for either all exist or are all but one imagined.
 
     Raises:
-        UsageError: more than one device is asked for, and it is a real one.
+        UsageError: several processes are to run on a simulated device, or to be one of more ranks.
     """
     from actune.device_spec import PREFIX
 
-    if world_size > 1 and not device.startswith(PREFIX):
+    if nproc_per_node == 1:
+        return
+    if device.startswith(PREFIX):
         raise UsageError(
-            f"--world-size {world_size} needs a simulated device, such as {PREFIX}h100, not '{device}': on a real one "
-            "a single process is measured."
+            f"--nproc-per-node {nproc_per_node} needs a real device, not '{device}': a simulated one is one rank. Say "
+            f"--world-size {nproc_per_node} to have its share of the model simulated."
+        )
+    if world_size > 1:
+        raise UsageError(
+            f"--nproc-per-node {nproc_per_node} and --world-size {world_size} exclude each other: processes on this "
+            "machine are all the ranks there are; --world-size is for one rank whose others don't exist."
         )

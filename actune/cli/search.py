@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from actune.cli.loading import check_world_size
+from actune.cli.loading import check_processes
 from actune.cli.options import (
     DEFAULT_TRIAL_TIMEOUT,
+    MAX_NPROC,
     MAX_WORLD_SIZE,
     BudgetsType,
     DurationType,
@@ -21,6 +22,7 @@ from actune.cli.options import (
     echo_json,
     json_option,
     log_folder_of,
+    nproc_help,
     storage_option,
     target_help,
     world_size_help,
@@ -44,8 +46,9 @@ _DEFAULTS: dict[str, Any] = {
     "frontier": False,
     "seed": 0,
     "world_size": 1,
+    "nproc_per_node": 1,
 }
-_FIXED = ("target", "budget", "frontier", "device", "space", "sampler", "seed", "world_size")
+_FIXED = ("target", "budget", "frontier", "device", "space", "sampler", "seed", "world_size", "nproc_per_node")
 """What a study can't change while it goes on: its trials would not be comparable."""
 
 WHOLE = "100%"
@@ -91,6 +94,7 @@ VERDICT_ROUNDS = 9
 )
 @click.option("--device", metavar="D", help=f"{device_help} Default: cpu.")
 @click.option("--world-size", type=click.IntRange(1, MAX_WORLD_SIZE), help=f"{world_size_help} Default: 1.")
+@click.option("--nproc-per-node", type=click.IntRange(1, MAX_NPROC), help=f"{nproc_help} Default: 1.")
 @click.option("--sampler", metavar="NAME", help="thompson, tpe, random, gp or per-layer. Default: thompson.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the model, its data and the sampler. Default: 0.")
 @json_option
@@ -173,8 +177,8 @@ def _check_named(asked: dict[str, Any]) -> None:
     """Checks what is named before a database is opened, which would be left behind by a mistyped name.
 
     Raises:
-        UsageError: the target, space or sampler does not exist, the device is a single one, there are fewer cards than
-            workers, or a frontier has several budgets.
+        UsageError: the target, space or sampler does not exist, the processes asked for can't be, there are fewer cards
+            than workers, or a frontier has several budgets.
     """
     from actune.config import AUTO_SPACE, load_space
     from actune.engine import worker_environments
@@ -183,9 +187,9 @@ def _check_named(asked: dict[str, Any]) -> None:
 
     if "target" in asked:
         parse_target_spec(asked["target"])
-        device = asked.get("device", _DEFAULTS["device"])
-        check_world_size(device, asked.get("world_size", 1))
-        worker_environments(device, asked.get("workers", 1), os.environ)
+        device, nproc = asked.get("device", _DEFAULTS["device"]), asked.get("nproc_per_node", 1)
+        check_processes(device, asked.get("world_size", 1), nproc)
+        worker_environments(device, asked.get("workers", 1), os.environ, nproc_per_node=nproc)
     if asked.get("space", AUTO_SPACE) != AUTO_SPACE:
         load_space(asked["space"])
     if "sampler" in asked:
@@ -230,6 +234,7 @@ def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySet
         timed_pairs=TIMED_PAIRS,
         verdict_rounds=VERDICT_ROUNDS,
         world_size=values["world_size"],
+        nproc_per_node=values["nproc_per_node"],
         tolerance=values["tolerance"],
         frontier=values["frontier"],
     )

@@ -19,16 +19,19 @@ EXPANDABLE = "expandable_segments:True"
 DRIVER_TIMEOUT_S = 30
 
 
-def worker_environments(device: str, workers: int, environment: Mapping[str, str]) -> tuple[dict[str, str], ...]:
+def worker_environments(
+    device: str, workers: int, environment: Mapping[str, str], *, nproc_per_node: int = 1
+) -> tuple[dict[str, str], ...]:
     """What each worker has in its environment beside the coordinator's own.
 
-    One worker sees all cards and takes the one that `device` names. Several get a card each, as their only one. The
-    allocator has expandable segments, unless the user has set it by either name.
+    One worker sees all cards and takes the one that `device` names, or one for each of its processes. Several get cards
+    of their own, and see no others. The allocator has expandable segments, unless the user has set it by either name.
 
     Args:
         device: as given: `cpu`, `cuda`, `cuda:1`, `sim:h100`.
         workers: how many there are at most.
         environment: the coordinator's own.
+        nproc_per_node: processes of a worker, each with a card.
 
     Raises:
         UsageError: the workers would share a card, or it can't be known how many there are.
@@ -45,12 +48,16 @@ def worker_environments(device: str, workers: int, environment: Mapping[str, str
             "wait for each other. Give --device cuda for a card each, or one worker."
         )
     cards = visible_cards(environment)
-    if workers > len(cards):
+    if workers * nproc_per_node > len(cards):
+        needs = "one of its own" if nproc_per_node == 1 else f"{nproc_per_node} of its own"
         raise UsageError(
-            f"--workers {workers}: {len(cards)} CUDA devices are visible, and each worker needs one of its own. Give "
-            f"fewer workers, or show more devices by {VISIBLE}."
+            f"--workers {workers}: {len(cards)} CUDA devices are visible, and each worker needs {needs}. Give fewer "
+            f"workers, or show more devices by {VISIBLE}."
         )
-    return tuple(common | {VISIBLE: card} for card in cards[:workers])
+    return tuple(
+        common | {VISIBLE: ",".join(cards[number * nproc_per_node : (number + 1) * nproc_per_node])}
+        for number in range(workers)
+    )
 
 
 def visible_cards(environment: Mapping[str, str]) -> list[str]:

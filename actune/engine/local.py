@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from actune.engine.cards import worker_environments
-from actune.engine.process import WorkerDiedError, WorkerProcess
+from actune.engine.group import WorkerGroup
+from actune.engine.process import Worker, WorkerDiedError, WorkerProcess
 from actune.errors import ActuneError, DeviceMemoryError, PlanError, TargetError, UsageError
 from actune.op_trace import LayersTraced, TraceLayers
 from actune.records import (
@@ -35,14 +36,17 @@ from actune.step_profile import PlanProfiled, ProfilePlan
 
 
 class LocalEngine:
-    """Runs requests on worker processes of this machine. A worker that dies costs its request, never the study."""
+    """Runs requests on workers of this machine. A worker that dies costs its request, never the study.
+
+    A worker is a process, or the processes of one job (`LoadTarget.nproc_per_node`).
+    """
 
     def __init__(self, target: LoadTarget, *, workers: int, timeout_s: float, log_folder: Path) -> None:
         """Starts nothing yet.
 
         Args:
             target: what each worker loads first.
-            workers: how many processes at most.
+            workers: how many at most.
             timeout_s: of one request; loading counts as one.
             log_folder: for what workers print, and for tracebacks.
 
@@ -53,13 +57,14 @@ class LocalEngine:
         self._timeout_s = timeout_s
         self._log_folder = log_folder
         self._numbers = itertools.count(1)
-        self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         # A worker that ends leaves its environment to the next one, so that no two share a card.
         self._environments: queue.LifoQueue[dict[str, str]] = queue.LifoQueue()
-        for environment in reversed(worker_environments(target.device, workers, os.environ)):
+        environments = worker_environments(target.device, workers, os.environ, nproc_per_node=target.nproc_per_node)
+        for environment in reversed(environments):
             self._environments.put(environment)
         self._free = threading.Semaphore(workers)  # as many as idle workers and environments together
-        self._alive: set[WorkerProcess] = set()
+        self._alive: set[Worker] = set()
         self._closed = False
         self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="worker")
 
@@ -195,18 +200,25 @@ class LocalEngine:
             raise
         spent = isinstance(reply, Measured) and reply.worker_spent
         # After an out-of-memory or an exception that no trial caught, what the worker still holds is unknown.
-        if spent or (isinstance(reply, Failed) and reply.blame != "plan"):
+        if isinstance(reply, Failed):
+            spent = reply.worker_spent or reply.blame != "plan"
+        if spent or not worker.is_alive:
             self._retire(worker)
         else:
             self._let_go(worker)
         return reply
 
-    def _start_worker(self) -> tuple[WorkerProcess, Loaded]:
+    def _start_worker(self) -> tuple[Worker, Loaded]:
         environment = self._environments.get_nowait()
+        number, nproc = next(self._numbers), self._target.nproc_per_node
+        worker: Worker
         try:
             if self._closed:
                 raise ActuneError("the engine is closed, so no worker is started for what was still asked of it.")
-            worker = WorkerProcess(self._log_folder / f"worker-{next(self._numbers)}.log", environment)
+            if nproc == 1:
+                worker = WorkerProcess(self._log_folder / f"worker-{number}.log", environment)
+            else:
+                worker = WorkerGroup(self._log_folder, number, nproc, environment)
         except BaseException:
             self._environments.put(environment)
             self._free.release()
@@ -235,16 +247,16 @@ class LocalEngine:
             )
         raise self._target_error(failed.message, failed.detail)
 
-    def _retire(self, worker: WorkerProcess) -> None:
+    def _retire(self, worker: Worker) -> None:
         self._end(worker)
         self._free.release()
 
-    def _end(self, worker: WorkerProcess) -> None:
+    def _end(self, worker: Worker) -> None:
         worker.kill()
         self._alive.discard(worker)
         self._environments.put(worker.environment)
 
-    def _let_go(self, worker: WorkerProcess) -> None:
+    def _let_go(self, worker: Worker) -> None:
         self._idle.put(worker)
         self._free.release()
 

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from actune.boundary import from_json, shorten, to_json
 from actune.errors import StorageError
@@ -39,6 +39,38 @@ class WorkerDiedError(Exception):
     out_of_memory: bool
     message: str
     log_tail: str
+
+
+class Worker(Protocol):
+    """What an engine asks: a process, or the processes of one job.
+
+    Attributes:
+        environment: what it was given beside the engine's own, for the next one.
+    """
+
+    environment: dict[str, str]
+
+    @property
+    def pid(self) -> int:
+        """Of the process, or of the first of them."""
+        ...
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was not ended."""
+        ...
+
+    def ask(self, request: Request, *, timeout_s: float) -> Reply:
+        """Sends a request and waits for its reply.
+
+        Raises:
+            WorkerDiedError: there was none; the worker is gone.
+        """
+        ...
+
+    def kill(self) -> None:
+        """Ends it and all its children at once, and waits for it."""
+        ...
 
 
 class WorkerProcess:
@@ -73,7 +105,7 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                env=os.environ | environment,
+                env={**os.environ, **environment},
             )
         self._burial = threading.Lock()
         self._is_buried = False
@@ -85,6 +117,11 @@ class WorkerProcess:
     def pid(self) -> int:
         """The process's id, which is also its process group's."""
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was not ended."""
+        return not self._is_buried
 
     def _read(self) -> None:
         assert self._process.stdout is not None

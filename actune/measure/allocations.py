@@ -7,11 +7,13 @@ for peaks of a few MiB. The profiler reports each allocation and each free of th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from actune.measure.gloo import settled_collectives
 from actune.measure.recording import Stretch, stretch_of
 
 _MARK = "actune::mark"
@@ -25,13 +27,17 @@ class AllocationTrace:
 
     def __init__(self) -> None:
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._settled: AbstractContextManager[None] = nullcontext()
 
     def __enter__(self) -> AllocationTrace:
+        self._settled = settled_collectives()
+        self._settled.__enter__()
         self._profile.__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self._profile.__exit__(*exc)
+        self._settled.__exit__(*exc)
 
     def mark(self) -> None:
         """Puts a mark into the profiler's own stream, whose clock is another one than Python's."""

@@ -31,15 +31,28 @@ class CudaDevice(RealDevice):
 
     warms_up = True
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, local_rank: int | None = None) -> None:
+        """Args:
+        text: `cuda` or `cuda:N`.
+        local_rank: of a process that is one of several on this machine; its card has that number.
+
+        Raises:
+            UsageError: there is no such card, or one card is named for several processes.
+        """
         if not torch.cuda.is_available():
             raise UsageError(
                 f"device '{text}': this machine has no CUDA device that torch {torch.__version__} can use."
             )
-        self.torch_device = torch.device(text if ":" in text else "cuda:0")
+        if local_rank is not None and ":" in text:
+            raise UsageError(
+                f"device '{text}' is one card, and each of several processes needs its own. Say --device cuda, and "
+                "choose the cards by CUDA_VISIBLE_DEVICES."
+            )
+        self.torch_device = torch.device(text if ":" in text else f"cuda:{local_rank or 0}")
         if (self.torch_device.index or 0) >= torch.cuda.device_count():
             raise UsageError(
-                f"device '{text}': this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0."
+                f"device '{text}': this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0, and "
+                f"{self.torch_device} is none of them."
             )
         self._text = text
         torch.cuda.set_device(self.torch_device)

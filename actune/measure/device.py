@@ -20,9 +20,10 @@ from torch.utils._pytree import tree_map
 from actune.device_spec import PREFIX, device_names, load_device_spec
 from actune.errors import UsageError
 from actune.measure.allocations import AllocationTrace
-from actune.measure.materialize import materialize
+from actune.measure.materialize import is_on_meta, materialize
+from actune.measure.ranks import local_of
 from actune.measure.recording import ClockTimer, MemoryRecorder, StepTimer
-from actune.records import Environment, StepSample
+from actune.records import RENDEZVOUS, Environment, StepSample
 from actune.targets import BoundTarget
 
 
@@ -73,7 +74,15 @@ class Device(Protocol):
     warms_up: bool
 
     def build(self, target: BoundTarget) -> nn.Module:
-        """The target's model on the device.
+        """The target's model on the device, or, if it is to be distributed first, on the meta device.
+
+        Raises:
+            TargetError: the target's code raised, or does not say how its model is initialised.
+        """
+        ...
+
+    def distribute(self, target: BoundTarget, model: nn.Module) -> nn.Module:
+        """The model that is trained, of what `build` returned: distributed as the target does it, and on the device.
 
         Raises:
             TargetError: the target's code raised, or does not say how its model is initialised.
@@ -138,24 +147,23 @@ class Device(Protocol):
 
 
 def open_device(text: str, *, world_size: int = 1) -> Device:
-    """The device of that name; a simulated one may be one of several that share the model (FSDP).
+    """The device of that name, for this process.
+
+    Args:
+        text: as given. Of `cuda`, each rank of a job takes the card with its local number.
+        world_size: a simulated device may be one of several that share the model (FSDP).
 
     Raises:
-        UsageError: there is none, or this machine does not have it, or it is no one of several.
+        UsageError: there is none, or this machine does not have it.
     """
     if world_size < 1:
         raise UsageError(f"world size: {world_size} is no number of devices. Expected 1 or more.")
-    if world_size > 1 and not text.startswith(PREFIX):
-        raise UsageError(
-            f"world size: {world_size} devices can only be simulated, and '{text}' is a real one. Expected a device "
-            f"such as {PREFIX}h100, or a world size of 1."
-        )
     if text == "cpu":
         return CpuDevice()
     if re.fullmatch(r"cuda(:\d+)?", text):
         from actune.measure.cuda import CudaDevice
 
-        return CudaDevice(text)
+        return CudaDevice(text, local_rank=int(os.environ["LOCAL_RANK"]) if RENDEZVOUS in os.environ else None)
     if text.startswith(PREFIX):
         from actune.measure.simulated import SimDevice
 
@@ -174,8 +182,19 @@ class RealDevice:
     computes = True
 
     def build(self, target: BoundTarget) -> nn.Module:
-        """The model on the device; one built on the meta device gets storage and its own initialisation."""
-        return materialize(target.model(self.torch_device), self.torch_device, target=target.name)
+        """The model on the device; one built on the meta device gets storage and its own initialisation.
+
+        One that is to be distributed gets them later: its storage is the shards'.
+        """
+        model = target.model(self.torch_device)
+        if is_on_meta(model) and target.has_parallelize:
+            return model
+        return materialize(model, self.torch_device, target=target.name)
+
+    def distribute(self, target: BoundTarget, model: nn.Module) -> nn.Module:
+        """As torchtitan does it: shards on the meta device if it was built there, then storage, then initialisation."""
+        parallel = target.parallelize(model)
+        return materialize(parallel, self.torch_device, target=target.name) if is_on_meta(parallel) else parallel
 
     def fetch(self, make: Callable[[], Any]) -> Any:
         """Tensors are copied to the device if they are elsewhere.
@@ -223,6 +242,8 @@ class CpuDevice(RealDevice):
             kind = type(thing)
             if not issubclass(kind, Tensor) or issubclass(kind, FakeTensor | FunctionalTensor):
                 continue  # the compiler keeps tensors without storage, which claim to be on the CPU
+            if local_of(thing) is not thing:
+                continue  # a DTensor: its local tensor is among the objects too
             if thing.device.type == "cpu" and thing.layout == torch.strided:
                 key = _storage_key(thing)
                 if key not in seen:

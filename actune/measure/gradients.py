@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from actune.errors import TargetError
+from actune.measure.ranks import local_of
 from actune.measure.rerouting import describe_rerouting
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
@@ -31,7 +32,9 @@ def compare_gradients(workload: Workload, request: CompareGradients) -> Gradient
     other kernels, which may round differently: there half of the digits must agree (√ε of the coarsest dtype that the
     reference computes in).
 
-    A device that does not compute has nothing to compare: the report says so.
+    A device that does not compute has nothing to compare, and neither has a rank whose others are faked, since what it
+    gathers is garbage: the report says so. Several ranks each compare what they hold of the gradients; the largest error
+    of all decides.
 
     Raises:
         PlanError: a plan does not fit the model.
@@ -39,23 +42,22 @@ def compare_gradients(workload: Workload, request: CompareGradients) -> Gradient
         Exception: whatever the target raises under a plan.
     """
     plan, reference = parse_plan(request.plan_toml), parse_plan(request.reference_toml)
-    if not workload.device.computes:
+    if not workload.has_true_values:
         return GradientReport(
             equal=False, bitwise=False, tolerance=0.0, largest_error=0.0, worst="loss", compared=False
         )
-    device = workload.device.torch_device
     compiled = plan.compile != "off" or reference.compile != "off"
     # Inductor draws its own random numbers; with this it draws eager's, so that dropout masks are comparable.
     with torch._inductor.config.patch(fallback_random=True):
         expected = _loss_and_gradients(workload, reference)
-        _check_finite(expected, target=workload.target.name)
+        _check_finite(expected, workload)
         with CoarsestDtype() if compiled else nullcontext() as dtypes:
-            spread, _ = _largest_error(_loss_and_gradients(workload, reference), expected, device)
-        error, worst = _largest_error(_loss_and_gradients(workload, plan), expected, device)
+            spread, _ = _largest_error(_loss_and_gradients(workload, reference), expected, workload)
+        error, worst = _largest_error(_loss_and_gradients(workload, plan), expected, workload)
     bitwise = spread == 0.0 and not compiled
     tolerance = 0.0 if bitwise else SPREAD_FACTOR * spread
     if dtypes is not None:
-        tolerance = max(tolerance, math.sqrt(dtypes.epsilon))
+        tolerance = max(tolerance, math.sqrt(workload.ranks.agree_max(dtypes.epsilon)))
     equal = error <= tolerance
     return GradientReport(
         equal=equal,
@@ -63,43 +65,49 @@ def compare_gradients(workload: Workload, request: CompareGradients) -> Gradient
         tolerance=tolerance,
         largest_error=error,
         worst=worst,
-        explanation=None if equal or plan.compile != "off" else describe_rerouting(workload, plan),
+        explanation=None if equal or plan.compile != "off" else _explanation(workload, plan),
     )
 
 
+def _explanation(workload: Workload, plan: Plan) -> str | None:
+    found = workload.ranks.gather(describe_rerouting(workload, plan))
+    return next((of_rank for of_rank in found if of_rank is not None), None)
+
+
 def _loss_and_gradients(workload: Workload, plan: Plan) -> dict[str, Tensor]:
-    """Copies on the CPU, by parameter FQN, with the loss as `loss`."""
+    """Copies on the CPU, by parameter FQN, with the loss as `loss`; of what is distributed, this rank's part."""
     workload.restart()
     try:
         with workload.under(plan):
             found = {"loss": workload.forward_backward(0).to("cpu", copy=True)}
         for name, parameter in workload.model.named_parameters():
             if parameter.grad is not None:
-                found[name] = parameter.grad.to("cpu", copy=True)
+                found[name] = local_of(parameter.grad).to("cpu", copy=True)
     finally:
         workload.forget_plans()
         workload.restart()
     return found
 
 
-def _check_finite(expected: dict[str, Tensor], *, target: str) -> None:
-    for name, tensor in expected.items():
-        if not tensor.isfinite().all():
-            what = "the loss" if name == "loss" else f"the gradient of {name}"
-            raise TargetError(
-                f"target '{target}': {what} is not finite in the first step, whatever the plan, so it can't be told "
-                "whether a plan computes the same. Correct the model's initialisation, its dtype or the loss."
-            )
+def _check_finite(expected: dict[str, Tensor], workload: Workload) -> None:
+    here = next((name for name, tensor in expected.items() if not tensor.isfinite().all()), None)
+    name = next((found for found in workload.ranks.gather(here) if found is not None), None)
+    if name is not None:
+        what = "the loss" if name == "loss" else f"the gradient of {name}"
+        raise TargetError(
+            f"target '{workload.target.name}': {what} is not finite in the first step, whatever the plan, so it can't "
+            "be told whether a plan computes the same. Correct the model's initialisation, its dtype or the loss."
+        )
 
 
-def _largest_error(found: dict[str, Tensor], expected: dict[str, Tensor], device: torch.device) -> tuple[float, str]:
-    """The largest relative error of a tensor, and its name."""
+def _largest_error(found: dict[str, Tensor], expected: dict[str, Tensor], workload: Workload) -> tuple[float, str]:
+    """The largest relative error of a tensor on any rank, and its name."""
     largest, worst = 0.0, "loss"
     for name in dict.fromkeys([*expected, *found]):
-        error = _relative_error(found.get(name), expected.get(name), device)
+        error = _relative_error(found.get(name), expected.get(name), workload.device.torch_device)
         if error > largest:
             largest, worst = error, name
-    return largest, worst
+    return workload.ranks.worst((largest, worst), lambda of_rank: of_rank[0])
 
 
 def _relative_error(found: Tensor | None, expected: Tensor | None, device: torch.device) -> float:

@@ -16,13 +16,18 @@ def state_of(model: nn.Module, *, recurse: bool = True) -> Iterator[tuple[str, T
     yield from model.named_buffers(recurse=recurse)
 
 
+def is_on_meta(model: nn.Module) -> bool:
+    """Whether any of its parameters and buffers has no storage yet."""
+    return any(tensor.is_meta for _, tensor in state_of(model))
+
+
 def materialize(model: nn.Module, device: torch.device, *, target: str) -> nn.Module:
     """The model on the device; one built on the meta device gets storage and its own initialisation.
 
     Raises:
         TargetError: a model on the meta device does not say how it is initialised.
     """
-    if not any(tensor.is_meta for _, tensor in state_of(model)):
+    if not is_on_meta(model):
         return model.to(device)
     uninitialised = [m for m in model.modules() if any(t.is_meta for _, t in state_of(m, recurse=False))]
     shared: dict[Tensor, list[str]] = {}

@@ -62,7 +62,7 @@ def _settle(workload: Workload, plan: Plan) -> int:
     with workload.under(plan):
         while len(times_s) < MOST_SETTLING_STEPS:
             workload.clear_gradients()
-            times_s.append(clock(workload.device.timed(step)))
+            times_s.append(clock(workload.timed(step)))
             before, latest = times_s[-2 * COMPARED_STEPS : -COMPARED_STEPS], times_s[-COMPARED_STEPS:]
             if len(before) == COMPARED_STEPS and median(latest) >= SETTLED * median(before):
                 break
@@ -107,6 +107,7 @@ def _run_marked(
         for recorder in recorders:
             recorder.mark()
 
+    workload.ranks.barrier()
     marks = LayerMarks(mark, watch_modules=watch_modules)
     # In one graph for the whole model no call of a layer is left to mark.
     layer_fqns = () if plan.compile == "model" else workload.structure.layer_fqns

@@ -35,7 +35,7 @@ def measure_rounds(workload: Workload, request: MeasureRounds) -> RoundsMeasured
             for offset in range(len(plans)):
                 index = (number + offset) % len(plans)
                 with workload.under(plans[index]):
-                    samples[index].append(workload.device.timed(partial(workload.train_step, step)))
+                    samples[index].append(workload.timed(partial(workload.train_step, step)))
         if not computes:
             samples = [of_plan * request.rounds for of_plan in samples]
     finally:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import statistics
-import traceback
-from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torch.utils.checkpoint import CheckpointError
-
-from actune.errors import ActuneError, PlanError, describe_error
-from actune.measure.device import PeakProbe
+from actune.errors import PlanError, describe_error
+from actune.measure.failures import TrialEndedError, failed_measurement, is_out_of_memory
+from actune.measure.plan_peak import highest_peak
 from actune.measure.workload import Workload
 from actune.plan import Plan, parse_plan
 from actune.racing import Standing
 from actune.records import Measured, Measurement, MeasurePlan, Outcome, SamplePair, StepSample
 from actune.statistics import clock_of
-from actune.units import format_bytes
 
 LEAK_TOLERANCE_BYTES = 2**20
 
@@ -39,43 +33,24 @@ def measure_plan(workload: Workload, request: MeasurePlan) -> Measured:
         raise
     except Exception as error:
         measurement = failed_measurement(error, budget_bytes=request.budget_bytes, workload=workload)
+        if workload.is_distributed:
+            workload.is_spent = True  # and other ranks may wait for this one where it will not come to any more
+            return Measured(measurement, worker_spent=True)
     finally:
         workload.device.set_cap(None)
         workload.forget_plans()
         workload.restart()
-    leaked_bytes = workload.device.live_bytes(workload.bookkeeping) - live_bytes_before
+    leaked_bytes = workload.ranks.agree_max(workload.device.live_bytes(workload.bookkeeping) - live_bytes_before)
     spent = leaked_bytes > LEAK_TOLERANCE_BYTES or measurement.outcome is Outcome.OOM
     return Measured(measurement, worker_spent=spent)
 
 
 def _run(workload: Workload, plan: Plan, reference: Plan | None, request: MeasurePlan) -> Measurement:
-    budget_bytes = request.budget_bytes
     # Without a cap: what kernels that tune themselves try out is not the plan's.
     first_call_s = workload.warm_up(plan)
-    workload.device.set_cap(budget_bytes)
-    highest, retries = None, 0
-    workload.start_optimizer()
-    for step in range(request.peak_steps):
-        workload.clear_gradients()
-        workload.fetch_batch(step)
-        probe = workload.device.peak_probe(workload.bookkeeping)
-        try:
-            with workload.under(plan), probe:
-                workload.train_step(step)
-        except Exception as error:
-            if is_out_of_memory(error) and _is_capped(workload, budget_bytes):
-                died = _died_under_cap(error, probe, budget_bytes)
-                raise _TrialEndedError(_over_budget(probe, None, died)) from error
-            raise
-        if highest is None or probe.peak_bytes > highest.peak_bytes:
-            highest = probe
-        retries += probe.allocator_retries
-        if budget_bytes is not None and highest.peak_bytes > budget_bytes:
-            over = f"peak {format_bytes(highest.peak_bytes)} is over the budget of {format_bytes(budget_bytes)}"
-            return _over_budget(highest, highest.peak_bytes, over)
-        if budget_bytes is not None and retries:
-            return _at_the_edge(workload, highest, retries, budget_bytes)
-    assert highest is not None
+    highest = highest_peak(workload, plan, request.budget_bytes, steps=request.peak_steps)
+    if isinstance(highest, Measurement):
+        return highest
     workload.device.set_cap(None)  # the reference may need more than the plan
     try:
         pairs, standing = _timed_pairs(workload, plan, reference, request)
@@ -89,7 +64,7 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
             highest.reserved_bytes,
             message=f"the plan ran, but not beside the reference plan, which had no cap: {describe_error(error)}",
         )
-        raise _TrialEndedError(ran) from error
+        raise TrialEndedError(ran) from error
     compile_s = None
     if first_call_s is not None and pairs:
         compile_s = max(0.0, first_call_s - statistics.median(pair.plan.step_time_s for pair in pairs))
@@ -100,55 +75,9 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
         highest.reserved_bytes,
         pairs,
         compile_s=compile_s,
-        message=highest.note if retries == 0 else f"at the edge of what the device has: {_emptied(retries)}",
+        message=highest.note,
         lost_race=standing == "slower" and len(pairs) < request.timed_pairs,
     )
-
-
-@dataclass(eq=False)
-class _TrialEndedError(Exception):
-    """A step raised, and what that means for the trial is known."""
-
-    measurement: Measurement
-
-
-def _over_budget(probe: PeakProbe, peak_bytes: int | None, message: str) -> Measurement:
-    return Measurement(Outcome.OVER_BUDGET, peak_bytes, probe.allocated_bytes, probe.reserved_bytes, message=message)
-
-
-def _at_the_edge(workload: Workload, probe: PeakProbe, retries: int, budget_bytes: int) -> Measurement:
-    """A plan that fits only since the allocator gave its cache back, again and again, to stay under the cap.
-
-    It wanted to reserve more than the cap allows, so without one its peak is over the budget. Where there is no cap,
-    since the device has no more than the budget, it is the device that was full.
-    """
-    if not _is_capped(workload, budget_bytes):
-        return Measurement(
-            Outcome.OOM,
-            None,
-            probe.allocated_bytes,
-            probe.reserved_bytes,
-            message=f"at the edge of what the device has: {_emptied(retries)}; such a plan runs out of memory sooner "
-            "or later",
-        )
-    return _over_budget(
-        probe,
-        max(probe.peak_bytes, budget_bytes + 1),
-        f"at the edge: {_emptied(retries)} to stay under the budget of {format_bytes(budget_bytes)}, so without a cap "
-        "the peak is above it",
-    )
-
-
-def _emptied(retries: int) -> str:
-    return f"the allocator emptied its cache {retries} time{'s' if retries != 1 else ''}"
-
-
-def _died_under_cap(error: Exception, probe: PeakProbe, budget_bytes: int | None) -> str:
-    message = f"out of memory under the cap of {format_bytes(budget_bytes)}"
-    asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))  # `CUDACachingAllocator.cpp`
-    if asked is None or probe.allocated_bytes is None:
-        return message
-    return f"{message}: with up to {format_bytes(probe.allocated_bytes)} allocated, {asked[1]} more were asked for"
 
 
 def _timed_pairs(
@@ -190,43 +119,4 @@ def _timed_pairs(
 
 def _timed_step(workload: Workload, plan: Plan, step: int) -> StepSample:
     with workload.under(plan):
-        return workload.device.timed(partial(workload.train_step, step))
-
-
-def failed_measurement(error: Exception, *, budget_bytes: int | None, workload: Workload) -> Measurement:
-    """The outcome of a trial that raised: out of memory (over budget, if the device has more), or an error."""
-    if isinstance(error, _TrialEndedError):
-        return error.measurement
-    message = str(error) if isinstance(error, ActuneError) else describe_error(error)
-    if isinstance(error, CheckpointError):
-        message += (
-            " (a region does not repeat its forward: a mixture routes tokens anew unless save_routing = true finds its "
-            "router; else look for what changes between two calls of the model)"
-        )
-    if not is_out_of_memory(error):
-        return Measurement(Outcome.ERROR, message=message, detail=traceback.format_exc())
-    if _is_capped(workload, budget_bytes):
-        return Measurement(Outcome.OVER_BUDGET, message=f"needs more than the device has: {message}")
-    return Measurement(Outcome.OOM, message=message)
-
-
-def _is_capped(workload: Workload, budget_bytes: int | None) -> bool:
-    """Whether the device refuses what is over the budget, before it has no more itself."""
-    total_bytes = workload.device.environment().device_total_bytes
-    return budget_bytes is not None and total_bytes is not None and budget_bytes < total_bytes
-
-
-_OUT_OF_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    # Outside of the caching allocator, by the card's own libraries:
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: in an allocator of PyTorch's, in Python, or in a library, as a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
-    )
+        return workload.timed(partial(workload.train_step, step))

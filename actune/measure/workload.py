@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,10 @@ from actune.ac import Application
 from actune.errors import PlanError, TargetError
 from actune.measure.device import Device
 from actune.measure.materialize import state_of
+from actune.measure.ranks import Ranks, join_ranks, local_of
 from actune.plan import Plan, plan_hash
 from actune.profiler import discover, structure_fingerprint
-from actune.records import ModelStructure
+from actune.records import Environment, ModelStructure, StepSample
 from actune.target_spec import parse_target_spec
 from actune.targets import BoundTarget, load_target, source_fingerprint
 
@@ -30,44 +32,88 @@ class Workload:
         target: what the user named.
         model: kept for the worker's life; plans are applied to it and removed.
         structure: its layers.
+        ranks: the processes that it is distributed over.
+        is_spent: a step of a distributed model was left in its middle, so that none can follow.
     """
 
-    def __init__(self, spec_text: str, device: Device, *, seed: int) -> None:
-        """Builds the target.
+    def __init__(self, spec_text: str, device: Device, *, seed: int, world_size: int = 1) -> None:
+        """Builds the target, and distributes it if it has `parallelize` and the device is real.
+
+        Args:
+            spec_text: names the target.
+            device: where it is.
+            seed: of the model and its data, on all ranks.
+            world_size: of a job of which this process is the only rank that exists.
 
         Raises:
-            UsageError: what the spec names does not exist.
-            TargetError: the target's code raised, or the model has no layers.
+            UsageError: what the spec names does not exist, or there are several ranks and the target has no
+                `parallelize`.
+            TargetError: the target's code raised, or the model has no layers, or is another one on another rank.
         """
         self._spec_text = spec_text
         self.device = device
         self._seed = seed
         torch.manual_seed(seed)
         self.target: BoundTarget = load_target(spec_text)
-        if self.target.has_parallelize:
-            raise TargetError(
-                f"target '{spec_text}' has parallelize(): it is trained by several processes, which this version does "
-                "not start. Remove parallelize() to tune the plan of one process."
+        self.ranks = Ranks()
+        if device.computes:
+            self.ranks = join_ranks(
+                spec_text,
+                device.torch_device.type,
+                has_parallelize=self.target.has_parallelize,
+                world_size=world_size,
             )
-        self.model = device.build(self.target)
-        self.structure: ModelStructure = discover(self.model, self.target.layer_fqns)
+        model = device.build(self.target)
+        # Before it is distributed: `fully_shard` gives modules classes of its own.
+        self.structure: ModelStructure = discover(model, self.target.layer_fqns)
+        self._structure_fingerprint = structure_fingerprint(model)
+        self._check_same_on_all_ranks()
+        self.model = device.distribute(self.target, model)
         # Where ops compute nothing, no step changes what tensors hold.
         self._start = _copy_of_state(self.model) if device.computes else {}
         self._applications: dict[str, Application] = {}
         self._optimizer: Optimizer | None = None
         self._batches: dict[int, Any] = {}
         self._has_run = False
+        self.is_spent = False
 
     @property
     def fingerprint(self) -> str:
         """Equal for targets that run the same."""
         source = source_fingerprint(parse_target_spec(self._spec_text))
-        return f"{source}-{structure_fingerprint(self.model)}-{self._seed}"
+        return f"{source}-{self._structure_fingerprint}-{self._seed}"
+
+    def _check_same_on_all_ranks(self) -> None:
+        found = self.ranks.gather(self._structure_fingerprint)
+        other = next((rank for rank, fingerprint in enumerate(found) if fingerprint != found[0]), None)
+        if other is not None:
+            raise TargetError(
+                f"target '{self._spec_text}': rank {other} builds another model than rank 0. All ranks must build the "
+                "same one; parallelize() is what distributes it."
+            )
+
+    @property
+    def environment(self) -> Environment:
+        """What must match before two measurements are compared: the device, and over how many the model is shared."""
+        environment = self.device.environment()
+        if not self.ranks.label:
+            return environment
+        return replace(environment, device_name=f"{environment.device_name} ({self.ranks.label})")
+
+    @property
+    def has_true_values(self) -> bool:
+        """Whether loss and gradients are those of training: not where nothing computes, or other ranks are faked."""
+        return self.device.computes and not self.ranks.are_fake
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether the target has distributed its model, if only over one rank."""
+        return self.device.computes and self.target.has_parallelize
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of all parameters, shared ones once."""
-        return sum(parameter.nbytes for parameter in self.model.parameters())
+        """Bytes of all parameters, shared ones once; of a distributed model, those of this rank."""
+        return sum(local_of(parameter).nbytes for parameter in self.model.parameters())
 
     @property
     def bookkeeping(self) -> list[Tensor]:
@@ -76,6 +122,8 @@ class Workload:
 
     def restart(self) -> None:
         """Parameters and buffers as they were at first, a new optimizer, no gradients, no batches."""
+        if self.is_spent:
+            return
         self._optimizer = None
         self._batches.clear()
         self.model.zero_grad(set_to_none=True)
@@ -83,7 +131,7 @@ class Workload:
             with torch.no_grad():
                 for name, tensor in state_of(self.model):
                     if name in self._start:
-                        tensor.copy_(self._start[name])
+                        local_of(tensor).copy_(self._start[name])
             self._has_run = False
         self.device.clean_up()
 
@@ -108,13 +156,18 @@ class Workload:
         torch.manual_seed(self._seed + step)
         loss = self.target.loss(self.model, batch)
         loss.backward()
-        return loss.detach()
+        return local_of(loss.detach())
 
     def train_step(self, step: int) -> None:
         """Zero gradients, forward, loss, backward, optimizer."""
         self.clear_gradients()
         self.forward_backward(step)
         self.optimizer_step()
+
+    def timed(self, step: Callable[[], None]) -> StepSample:
+        """Runs a step, on all ranks from the same moment, and times it: as long as it takes the slowest rank."""
+        self.ranks.barrier()
+        return self.ranks.slowest(self.device.timed(step))
 
     def optimizer_step(self) -> None:
         """What a step ends with."""
@@ -160,6 +213,9 @@ class Workload:
         try:
             with self.device.running():
                 yield
+        except BaseException:
+            self.is_spent = self.is_distributed
+            raise
         finally:
             application.detach()
 
@@ -172,4 +228,4 @@ class Workload:
 
 
 def _copy_of_state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state_of(model)}
+    return {name: local_of(tensor.detach()).to("cpu", copy=True) for name, tensor in state_of(model)}

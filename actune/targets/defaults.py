@@ -119,7 +119,8 @@ def default_optimizer(model: nn.Module, *, target: str) -> torch.optim.Optimizer
     """AdamW over the parameters that are trained.
 
     Fused, as in torchtitan's recipes: it needs no temporaries of the parameters' size, so that the optimizer's step
-    is not the peak that a plan is judged by.
+    is not the peak that a plan is judged by. Where only some parameters are DTensors, they are groups of their own, by
+    mesh: one fused kernel takes no mixture.
 
     Raises:
         TargetError: no parameter is trained.
@@ -130,7 +131,11 @@ def default_optimizer(model: nn.Module, *, target: str) -> torch.optim.Optimizer
             f"target '{target}': no parameter of {type(model).__name__} requires a gradient, so there is no training "
             "step. Leave requires_grad on for what is to be trained."
         )
-    return torch.optim.AdamW(trained, lr=DEFAULT_LEARNING_RATE, fused=True)
+    of_mesh: dict[Any, list[nn.Parameter]] = {}
+    for parameter in trained:
+        of_mesh.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    groups = [{"params": parameters} for parameters in of_mesh.values()]
+    return torch.optim.AdamW(groups, lr=DEFAULT_LEARNING_RATE, fused=True)
 
 
 def _said(model: nn.Module, names: tuple[str, ...]) -> int | None:

