@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from actune.ac.compiling import CompiledModule, SharedCode
+from actune.ac.compiling import CompiledModule, PiecesAsOps, SharedCode, check_can_wrap
 from actune.ac.regions import Region, RegionFactory, filtered_linears, region_draws_random_numbers
 from actune.errors import PlanError
 from actune.plan import NO_AC, WHOLE_LAYER, Plan, SavedOp, Treatment, compress_fqns_text
@@ -63,7 +63,11 @@ class Application:
         self.plan = plan
         treatments = plan.resolve(layer_fqns)
         _check_rules_match_somewhere(model, plan, treatments)
-        self._factory = RegionFactory(compiled=plan.compile in ("layer", "model"))
+        if plan.compile.endswith("+ops"):
+            check_can_wrap(plan.compile)
+        self._factory = RegionFactory(
+            compiled=plan.compile in ("layer", "model"), shows_modules=not plan.compiles_inside
+        )
         holders = _holders(model)
         self._places = [
             place for fqn, treatment in treatments.items() for place in self._layer_places(fqn, treatment, holders)
@@ -92,9 +96,13 @@ class Application:
             places.append(_Place(fqn, holders[module], module, self._factory.make(module, fqn, treatment)))
         return places
 
-    def _compile(self, treatments: dict[str, Treatment]) -> list[CompiledModule]:
+    def _compile(self, treatments: dict[str, Treatment]) -> Sequence[CompiledModule | PiecesAsOps]:
         if self.plan.compile == "off":
             return []
+        if self.plan.compile == "off+ops":
+            layers = [self.model.get_submodule(fqn) for fqn in treatments]
+            recomputed = [place.module for place in self._places]
+            return [PiecesAsOps(module) for module in dict.fromkeys([self.model, *layers, *recomputed])]
         code = SharedCode()
         check = self._factory.check_traced
         if self.plan.compile == "model":
@@ -102,13 +110,14 @@ class Application:
             _refuse_random_numbers(self.model, "the model", share)
             return [CompiledModule(self.model, "", code=code, kind="model", check=check, memory_budget=share)]
         compiled = []
-        if self.plan.compile == "inside":
+        if self.plan.compiles_inside:
+            as_op = self.plan.compile == "inside+ops"
             for place in self._places:
                 kind = layer_signature(place.module)
-                compiled.append(CompiledModule(place.module, place.fqn, code=code, kind=kind, check=check))
+                compiled.append(CompiledModule(place.module, place.fqn, code=code, kind=kind, check=check, as_op=as_op))
         regions = {place.module: place.region for place in self._places}
         for fqn, treatment in treatments.items():
-            if self.plan.compile == "inside" and treatment.is_checkpointed:
+            if self.plan.compiles_inside and treatment.is_checkpointed:
                 continue
             layer = self.model.get_submodule(fqn)
             _refuse_random_numbers(layer, fqn, treatment.memory_budget)

@@ -127,8 +127,15 @@ def filtered_linears(treatment: Treatment, region_module: nn.Module, region_fqn:
 class RegionFactory:
     """Makes the regions of a plan. Compiled regions under like rules share one context_fn, and so compiled code."""
 
-    def __init__(self, *, compiled: bool) -> None:
+    def __init__(self, *, compiled: bool, shows_modules: bool = True) -> None:
+        """A factory for a plan.
+
+        Args:
+            compiled: the compiler traces the regions.
+            shows_modules: the calls of a region's submodules can be followed; not if they are compiled inside of it.
+        """
         self._compiled = compiled
+        self._shows_modules = shows_modules
         self._context_fns: dict[Hashable, Any] = {}
         self._traced: list[tuple[str, RegionMemory]] = []
         self._paths: list[ModulePath] = []
@@ -151,7 +158,7 @@ class RegionFactory:
                 self._traced.append((fqn, memory))
             return Region(module, context_fn=self._context_fns[key], **checkpoint_kwargs(treatment))
         eager_path = ModulePath(module) if rules.need_module_path else None
-        if eager_path is not None:
+        if eager_path is not None and self._shows_modules:
             self._paths.append(eager_path)
         context_fn = EagerContexts(rules, eager_path, memory)
         return SelectiveRegion(module, fqn=fqn, memory=memory, context_fn=context_fn, **checkpoint_kwargs(treatment))
