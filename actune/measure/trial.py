@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import traceback
 from functools import partial
 
@@ -47,7 +46,9 @@ def measure_plan(workload: Workload, request: MeasurePlan) -> Measured:
 
 
 def _run(workload: Workload, plan: Plan, reference: Plan | None, request: MeasurePlan) -> Measurement:
-    first_call_s = workload.warm_up(plan)
+    compiled = workload.warm_up(plan)
+    compile_s = None if compiled is None else compiled.compile_s
+    compiled_code = None if compiled is None else compiled.code
     probe = None
     workload.start_optimizer()
     for step in range(request.peak_steps):
@@ -62,13 +63,12 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
                 probe.reserved_bytes,
                 message=f"peak {format_bytes(probe.peak_bytes)} is over the budget of "
                 f"{format_bytes(request.budget_bytes)}",
+                compile_s=compile_s,
+                compiled_code=compiled_code,
             )
     assert probe is not None
     workload.device.set_cap(None)  # the reference may need more than the plan
     pairs, standing = _timed_pairs(workload, plan, reference, request)
-    compile_s = None
-    if first_call_s is not None and pairs:
-        compile_s = max(0.0, first_call_s - statistics.median(pair.plan.step_time_s for pair in pairs))
     return Measurement(
         Outcome.OK,
         probe.peak_bytes,
@@ -77,6 +77,7 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
         pairs,
         compile_s=compile_s,
         lost_race=standing == "slower" and len(pairs) < request.timed_pairs,
+        compiled_code=compiled_code,
     )
 
 
