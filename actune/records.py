@@ -123,6 +123,22 @@ class SamplePair:
 
 
 @dataclass(frozen=True, slots=True)
+class CompiledCode:
+    """What of a plan's step ran compiled.
+
+    Attributes:
+        graph_breaks: the places at which tracing stopped, as `file:line: why`, each once.
+        eager_fqns: the outermost modules that ran eagerly although the plan compiles them.
+        flex_attention: how FlexAttention ran: compiled, eager (unfused: it makes the whole matrix of scores), or both
+            in different layers; None if it did not run.
+    """
+
+    graph_breaks: tuple[str, ...]
+    eager_fqns: tuple[str, ...]
+    flex_attention: Literal["compiled", "eager", "both"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """What a trial taught, whatever its outcome.
 
@@ -131,10 +147,11 @@ class Measurement:
         allocated_bytes: CUDA: the allocator's peak of allocated bytes.
         reserved_bytes: CUDA: the allocator's peak of reserved bytes.
         pairs: raw timings against the reference; empty without one, or if the trial ended before timing.
-        compile_s: the first call's extra time in a compiled plan.
+        compile_s: the first step's extra time in a plan that compiles.
         message: one line: for outcomes other than ok what happened, else why the peak may be doubted, or None.
         detail: a traceback or the end of the worker's output.
         lost_race: timing ended early, since the plan is clearly slower than the best of its study; the peak is whole.
+        compiled_code: what of a step ran compiled; None where nothing was compiled, or not known.
     """
 
     outcome: Outcome
@@ -146,6 +163,7 @@ class Measurement:
     message: str | None = None
     detail: str | None = None
     lost_race: bool = False
+    compiled_code: CompiledCode | None = None
 
 
 # Requests

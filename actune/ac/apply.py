@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from actune.ac.compiling import CompiledModule, SharedCode
+from actune.ac.compiling import CompiledModule, PiecesAsOps, SharedCode, check_can_wrap
 from actune.ac.fsdp import Shell, is_sharded, sharded_below
 from actune.ac.regions import Region, RegionFactory, filtered_linears, region_draws_random_numbers
 from actune.ac.routing import find_routing
@@ -65,6 +65,8 @@ class Application:
         self.plan = plan
         treatments = plan.resolve(layer_fqns)
         _check_rules_match_somewhere(model, plan, treatments)
+        if plan.compile.endswith("+ops"):
+            check_can_wrap(plan.compile)
         self._factory = RegionFactory(plan.compile)
         holders = _holders(model)
         self._places = [
@@ -96,9 +98,13 @@ class Application:
             places.append(_Place(fqn, holders[module], module, region))
         return places
 
-    def _compile(self, treatments: dict[str, Treatment]) -> list[CompiledModule]:
+    def _compile(self, treatments: dict[str, Treatment]) -> Sequence[CompiledModule | PiecesAsOps]:
         if self.plan.compile == "off":
             return []
+        if self.plan.compile == "off+ops":
+            layers = [self.model.get_submodule(fqn) for fqn in treatments]
+            recomputed = [place.module for place in self._places]
+            return [PiecesAsOps(module) for module in dict.fromkeys([self.model, *layers, *recomputed])]
         code = SharedCode()
         check = self._factory.check_traced
         if self.plan.compile == "model":
@@ -106,13 +112,14 @@ class Application:
             _refuse_random_numbers(self.model, "the model", share)
             return [CompiledModule(self.model, "", code=code, kind="model", check=check, memory_budget=share)]
         compiled = []
-        if self.plan.compile == "inside":
+        if self.plan.compiles_inside:
+            as_op = self.plan.compile == "inside+ops"
             for place in self._places:
                 kind = layer_signature(place.module)
-                compiled.append(CompiledModule(place.module, place.fqn, code=code, kind=kind, check=check))
+                compiled.append(CompiledModule(place.module, place.fqn, code=code, kind=kind, check=check, as_op=as_op))
         regions = {place.module: place.region for place in self._places}
         for fqn, treatment in treatments.items():
-            if self.plan.compile == "inside" and treatment.is_checkpointed:
+            if self.plan.compiles_inside and treatment.is_checkpointed:
                 continue
             layer = self.model.get_submodule(fqn)
             _refuse_random_numbers(layer, fqn, treatment.memory_budget)

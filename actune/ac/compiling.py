@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch._functorch.config as functorch_config
+import torch._inductor.config as inductor_config
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
@@ -86,6 +87,7 @@ class CompiledModule:
         kind: Hashable,
         check: Callable[[], None],
         memory_budget: float | None = None,
+        as_op: bool = False,
     ) -> None:
         """Nothing is compiled before the first call.
 
@@ -96,6 +98,7 @@ class CompiledModule:
             kind: equal for modules that may share compiled code.
             check: called after each call; raises PlanError if what was compiled is not what the plan says.
             memory_budget: the compiler's own, None to leave it at its default.
+            as_op: what is compiled is one op for SAC.
 
         Raises:
             PlanError: the module is compiled already.
@@ -108,7 +111,10 @@ class CompiledModule:
         self._module = module
         self._check = check
         backend: str | Callable[..., Any] = "inductor" if memory_budget is None else MemoryBudgetBackend(memory_budget)
-        self._compiled: Callable[..., Any] = torch.compile(code.call_of(module, kind, fqn), backend=backend)
+        options: dict[str, Any] | None = {_WRAP: True} if as_op else None
+        self._compiled: Callable[..., Any] = torch.compile(
+            code.call_of(module, kind, fqn), backend=backend, options=options
+        )
 
     def attach(self) -> None:
         """Calls of the module run compiled from here on."""
@@ -127,3 +133,41 @@ class CompiledModule:
             raise
         self._check()
         return output
+
+
+_WRAP = "wrap_inductor_compiled_regions"
+
+
+def check_can_wrap(compile: str) -> None:
+    """Raises PlanError if this torch can't make one op of what inductor compiled."""
+    if not hasattr(inductor_config, _WRAP):
+        raise PlanError(
+            f'compile: "{compile}" needs torch._inductor.config.{_WRAP}, which torch {torch.__version__} does not '
+            f'have. Upgrade torch, or set compile = "{compile.removesuffix("+ops")}".'
+        )
+
+
+class PiecesAsOps:
+    """Calls of a module under which whatever the model compiles itself is compiled as one op for SAC.
+
+    Inductor reads its config when it compiles (`torch._inductor.output_code.CompiledFxGraph`), which is at a piece's
+    first call; the config is back as it was once the module returns. A piece that was compiled before stays as it is.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Args: module: a model, a layer, or what a region recomputes."""
+        self._module = module
+        self._before: Callable[..., Any] | None = None
+
+    def attach(self) -> None:
+        """Calls of the module patch the config from here on."""
+        self._before = self._module._compiled_call_impl
+        self._module._compiled_call_impl = self._call
+
+    def detach(self) -> None:
+        """Calls of the module are what they were."""
+        self._module._compiled_call_impl = self._before
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        with inductor_config.patch({_WRAP: True}):
+            return (self._before or self._module._call_impl)(*args, **kwargs)

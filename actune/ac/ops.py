@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch._functorch.partitioners import get_default_op_list
@@ -35,7 +36,10 @@ _TORCHTITAN_ADDS = (
     "hybridep.dispatch.default",
     "hybridep.combine.default",
 )
-_TORCHTITAN_ADDS_HIGHER_ORDER = ("flex_attention", "inductor_compiled_code")
+COMPILED_CODE = "inductor_compiled_code"
+"""The one op that compiled code is for SAC under `torch._inductor.config.wrap_inductor_compiled_regions`."""
+
+_TORCHTITAN_ADDS_HIGHER_ORDER = ("flex_attention", COMPILED_CODE)
 _NAMED_SETS = {
     "grouped_mm": (
         "aten._grouped_mm.default",
@@ -172,8 +176,11 @@ def is_mutable(op: Op) -> bool:
 def draws_random_numbers(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether this call advances the random number generator.
 
-    Attention kernels carry the tag whatever their dropout; with a dropout probability of 0 they draw nothing.
+    Attention kernels carry the tag whatever their dropout; with a dropout probability of 0 they draw nothing. Compiled
+    code draws if an op of its graph does.
     """
+    if isinstance(op, HigherOrderOperator) and op.name() == COMPILED_CODE:
+        return _compiled_code_draws(args[0])
     if isinstance(op, HigherOrderOperator) or torch.Tag.nondeterministic_seeded not in op.tags:
         return False
     for position, argument in enumerate(op._schema.arguments):
@@ -181,3 +188,22 @@ def draws_random_numbers(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             value = kwargs.get("dropout_p", args[position] if position < len(args) else argument.default_value)
             return value != 0.0
     return True
+
+
+def _compiled_code_draws(compiled: Any) -> bool:
+    """Whether a compiled graph draws random numbers. One whose graph is not at hand may: older torch keeps none."""
+    graph_module: torch.fx.GraphModule | None = getattr(compiled, "original_gm", None)
+    if graph_module is None:
+        return True
+    if compiled not in _graph_draws:
+        _graph_draws[compiled] = any(
+            draws_random_numbers(node.target, node.args, node.kwargs)
+            for module in graph_module.modules()
+            if isinstance(module, torch.fx.GraphModule)
+            for node in module.graph.nodes
+            if isinstance(node.target, OpOverload)
+        )
+    return _graph_draws[compiled]
+
+
+_graph_draws: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()

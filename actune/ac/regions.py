@@ -161,7 +161,8 @@ class RegionFactory:
 
     def __init__(self, mode: CompileMode) -> None:
         """Args: mode: the plan's. What is compiled inside its region is out of reach, so there no routing is kept."""
-        self._mode = mode
+        self._is_traced = mode in ("layer", "model")
+        self._is_opaque = mode in ("inside", "inside+ops")
         self._context_fns: dict[Hashable, Any] = {}
         self._traced: list[tuple[str, RegionMemory]] = []
         self._hooked: list[ModulePath | RoutingContexts] = []
@@ -173,16 +174,16 @@ class RegionFactory:
             PlanError: the treatment does not fit the module.
         """
         if treatment.policy == "full":
-            if not routing or not treatment.save_routing or self._mode == "inside":
+            if not routing or not treatment.save_routing or self._is_opaque:
                 return Region(module, **checkpoint_kwargs(treatment))
-            if self._mode == "off":
+            if not self._is_traced:
                 contexts = RoutingContexts(module, fqn, routing)
                 self._hooked.append(contexts)
                 return Region(module, context_fn=contexts, **checkpoint_kwargs(treatment))
             treatment = replace(treatment, policy="selective", save_every_nth_mm=0, save_ops=())
         rules = resolve_rules(treatment, module, fqn, routing)
         memory = RegionMemory(unmatched=rules.named())
-        if self._mode != "off":
+        if self._is_traced:
             key = (
                 treatment,
                 tuple(sorted(rules.saved)),
@@ -197,7 +198,7 @@ class RegionFactory:
                 self._traced.append((fqn, memory))
             return Region(module, context_fn=self._context_fns[key], **checkpoint_kwargs(treatment))
         eager_path = ModulePath(module, rules.followed_modules) if rules.need_module_path else None
-        if eager_path is not None:
+        if eager_path is not None and not self._is_opaque:
             self._hooked.append(eager_path)
         context_fn = EagerContexts(rules, eager_path, memory)
         return SelectiveRegion(module, fqn=fqn, memory=memory, context_fn=context_fn, **checkpoint_kwargs(treatment))

@@ -6,12 +6,16 @@ The every-nth-matmul rule, the save list and the filter by shape are torchtitan'
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from types import FunctionType, TracebackType
+from dataclasses import dataclass, field, fields
+from functools import cache
+from hashlib import sha256
+from types import FunctionType, SimpleNamespace, TracebackType
 from typing import Any
 
 import torch
@@ -23,6 +27,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from actune.ac import ops
 from actune.ac.module_path import ModulePath, TracedModulePath
 from actune.ac.ops import (
     CHOOSING_OPS,
@@ -73,6 +78,17 @@ class SaveRules:
         """The modules of which a rule asks whether they run; None if it asks for each."""
         return None if self.saved else self.filter_modules | self.router_modules
 
+    def cache_hash(self) -> str | None:
+        """What decides beside the graph, for the key of PyTorch's cache of traced graphs (AOTAutogradCache).
+
+        None, for no caching, where rules ask for modules' names: two graphs may differ in nothing else.
+        """
+        if self.need_module_path:
+            return None
+        values = [getattr(self, field.name) for field in fields(self)]
+        told = [sorted(map(str, value)) if isinstance(value, frozenset) else value for value in values]
+        return sha256(repr((told, *_decided_by())).encode()).hexdigest()
+
     def named(self) -> set[NamedOutput]:
         """The entries of `saved`, one by one."""
         return {(*key, number) for key, numbers in self.saved.items() for number in numbers or (None,)}
@@ -82,9 +98,15 @@ class SaveRules:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Ops can't be pickled; their names can.
-        save_ops, choosing_ops = (sorted(map(str, ops)) for ops in (self.save_ops, self.choosing_ops))
+        save_ops, choosing_ops = (sorted(map(str, of_kind)) for of_kind in (self.save_ops, self.choosing_ops))
         rest = (self.saved, self.filter_shapes, self.filter_modules, self.router_modules)
         return _rules_from_names, (save_ops, choosing_ops, self.save_every_nth_mm, *rest)
+
+
+@cache
+def _decided_by() -> tuple[str, ...]:
+    """The source of what makes rules into decisions: a cache may outlive this version of it."""
+    return tuple(inspect.getsource(module) for module in (sys.modules[__name__], ops))
 
 
 def _rules_from_names(
@@ -406,6 +428,7 @@ class EagerContexts:
 
 
 _code_numbers = itertools.count()
+_cacheable = SimpleNamespace()  # by name: where the pickle of a graph's cache key finds the functions that it names
 
 
 def traced_context_fn(rules: SaveRules, path: TracedModulePath | None, memory: RegionMemory) -> Callable[[], Contexts]:
@@ -413,6 +436,11 @@ def traced_context_fn(rules: SaveRules, path: TracedModulePath | None, memory: R
 
     The compiler functionalises writes, so none is looked at here, and takes no other contexts than PyTorch's own.
     """
+    cache_hash = rules.cache_hash()
+    name = f"context_fn_{next(_code_numbers) if cache_hash is None else cache_hash}"
+    if hasattr(_cacheable, name):
+        made: Callable[[], Contexts] = getattr(_cacheable, name)
+        return made
 
     def context_fn() -> Contexts:
         decisions = _Decisions(rules, path, memory)
@@ -422,5 +450,10 @@ def traced_context_fn(rules: SaveRules, path: TracedModulePath | None, memory: R
 
     # Dynamo tells functions apart by their code alone: were it one code, layers under different rules would all run
     # what was compiled for the first of them.
-    code = context_fn.__code__.replace(co_name=f"context_fn_{next(_code_numbers)}")
-    return FunctionType(code, context_fn.__globals__, code.co_name, None, context_fn.__closure__)
+    code = context_fn.__code__.replace(co_name=name)
+    distinct = FunctionType(code, context_fn.__globals__, name, None, context_fn.__closure__)
+    if cache_hash is not None:
+        distinct.cache_hash = cache_hash  # type: ignore[attr-defined]  # what AOTAutogradCache asks for
+        distinct.__qualname__ = f"_cacheable.{name}"
+        setattr(_cacheable, name, distinct)
+    return distinct

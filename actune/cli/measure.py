@@ -60,7 +60,7 @@ def _measure_all(
 ) -> list[tuple[dict[str, Any], Measurement]]:
     from actune.plan import dump_plan, plan_hash
     from actune.records import MeasurePlan, MeasureRounds, Outcome
-    from actune.report import plan_entry
+    from actune.report import compile_warnings, compiled_part, plan_entry
     from actune.statistics import clock_of, median_step_time_s, relative_with_interval
 
     plans = plans_for(names, loaded.target.structure)
@@ -92,5 +92,8 @@ def _measure_all(
             relative=relative[0],
         )
         entry |= {"relative_step_time_low": relative[1], "relative_step_time_high": relative[2]}
+        entry |= compiled_part(measurement)
         entries.append((entry, measurement))
+        for warning in compile_warnings(entry, plan):
+            click.echo(f"{name}: {warning}", err=True)
     return entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,7 @@ from actune.cli.loading import load_options, loaded_target
 from actune.cli.options import echo_json, json_option, target_help
 
 if TYPE_CHECKING:
+    from actune.engine import LocalEngine
     from actune.op_trace import LayersTraced
     from actune.records import ModelStructure
 
@@ -23,9 +25,17 @@ if TYPE_CHECKING:
 @click.option(
     "--points", type=click.IntRange(1, 100), default=6, show_default=True, help="Derived save sets of a class at most."
 )
+@click.option(
+    "--compile",
+    "with_compile",
+    is_flag=True,
+    help="Also compile the layers, wrapped whole and in parts, and warn where a wrapper makes a region eager.",
+)
 @load_options
 @json_option
-def profile(target: str, with_ops: bool, batches: int, points: int, as_json: bool, **load: Any) -> None:
+def profile(
+    target: str, with_ops: bool, batches: int, points: int, with_compile: bool, as_json: bool, **load: Any
+) -> None:
     """Show where a layer's bytes and time go, op by op, and which save sets that makes worth a trial."""
     from actune.cli.render_profile import render_profile
     from actune.cost.op_survey import trace_classes
@@ -35,11 +45,13 @@ def profile(target: str, with_ops: bool, batches: int, points: int, as_json: boo
         names = ", ".join(layer_class.name for layer_class in structure.classes)
         click.echo(f"tracing a layer of each class: {names}", err=True)
         traced = trace_classes(structure, session.engine.trace_layers, batches=batches)
+        compiled = _compiled_entries(session.engine, structure) if with_compile else None
     document = {
         "target": target,
         "device": load["device"],
         "sac_op_time_s": traced.sac_op_time_s,
         "layer_classes": _class_entries(traced, structure, points),
+        "compiled": compiled,
     }
     if as_json:
         echo_json(document)
@@ -62,5 +74,30 @@ def _class_entries(traced: LayersTraced, structure: ModelStructure, points: int)
             }
             for derived in derived_sets(trace, sac_op_time_s=traced.sac_op_time_s, points=points)
         ]
+        entries.append(entry)
+    return entries
+
+
+_WRAPPERS = ("none", "full", "split-full")
+
+
+def _compiled_entries(engine: LocalEngine, structure: ModelStructure) -> list[dict[str, Any]]:
+    """Each way to wrap layers that are compiled one by one: graph breaks, and what runs eagerly all the same."""
+    from actune.plan import dump_plan, plan_hash
+    from actune.plan.presets import preset_plan
+    from actune.records import MeasurePlan
+    from actune.report import compile_warnings, compiled_part, plan_entry
+
+    entries = []
+    for preset in _WRAPPERS:
+        click.echo(f"compiling the layers under {preset}", err=True)
+        plan = replace(preset_plan(preset, structure), compile="layer")
+        measurement = engine.measure(MeasurePlan(dump_plan(plan), None, None, timed_pairs=0))
+        outcome, peak_bytes = measurement.outcome, measurement.peak_bytes
+        entry = plan_entry(preset, plan_hash(plan), outcome=outcome, peak_bytes=peak_bytes)
+        entry |= compiled_part(measurement)
+        entry["warnings"] = [measurement.message] if measurement.message else []
+        if measurement.compiled_code is not None:
+            entry["warnings"] += compile_warnings(entry, plan)
         entries.append(entry)
     return entries

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actune.plan import parse_plan
+from actune.report import short_fqns
 from actune.units import format_bytes, format_duration
 
 
@@ -43,7 +44,11 @@ def _plan_table(entries: Sequence[dict[str, Any]], *, budget_bytes: int | None =
     """Predictions have columns where there are any."""
     with_predictions = _any_predicted(entries)
     predicted = ("predicted",) if with_predictions else ()
-    table = new_table("plan", "outcome", "peak", *predicted, "step time", "relative", "95% interval", *predicted)
+    with_compiled = any_compiled(entries)
+    compiled = COMPILED_COLUMNS if with_compiled else ()
+    table = new_table(
+        "plan", "outcome", "peak", *predicted, "step time", "relative", "95% interval", *predicted, *compiled
+    )
     for entry in entries:
         low, high = entry.get("relative_step_time_low"), entry.get("relative_step_time_high")
         table.add_row(
@@ -55,8 +60,27 @@ def _plan_table(entries: Sequence[dict[str, Any]], *, budget_bytes: int | None =
             format_ratio(entry["relative_step_time"]),
             "–" if low is None else f"{low:.3f}–{high:.3f}",
             *([format_ratio(entry["predicted_relative_step_time"])] if with_predictions else []),
+            *(compiled_cells(entry) if with_compiled else []),
         )
     return table
+
+
+COMPILED_COLUMNS = ("compile", "breaks", "eager all the same")
+
+
+def any_compiled(entries: Sequence[dict[str, Any]]) -> bool:
+    """Whether something is known of what any of the plans compiled."""
+    return any(entry.get("graph_breaks") is not None for entry in entries)
+
+
+def compiled_cells(entry: dict[str, Any]) -> list[str]:
+    """For COMPILED_COLUMNS: seconds of compiling, graph breaks, and what ran eagerly although the plan compiles it."""
+    if entry.get("graph_breaks") is None:
+        return [format_duration(entry.get("compile_s")), "–", "–"]
+    flex = entry["flex_attention"]
+    eager = [short_fqns(entry["eager_fqns"])] if entry["eager_fqns"] else []
+    eager += ["FlexAttention"] if flex in ("eager", "both") else []
+    return [format_duration(entry["compile_s"]), str(entry["graph_breaks"]), ", ".join(eager) or "nothing"]
 
 
 def _any_predicted(entries: Sequence[dict[str, Any]]) -> bool:
@@ -154,7 +178,11 @@ def _trial_table(
     """Every prediction beside its measurement, where there are any."""
     with_predictions = _any_predicted(trials)
     predicted = ("predicted",) if with_predictions else ()
-    table = new_table("trial", "plan", "state", "outcome", "peak", *predicted, "step time", "relative", *predicted)
+    with_compiled = any_compiled(trials)
+    compiled = COMPILED_COLUMNS if with_compiled else ()
+    table = new_table(
+        "trial", "plan", "state", "outcome", "peak", *predicted, "step time", "relative", *predicted, *compiled
+    )
     for trial in trials:
         table.add_row(
             f"{trial['number']}{' *' if trial['plan_hash'] in best_plans else ''}",
@@ -166,6 +194,7 @@ def _trial_table(
             format_duration(trial["step_time_s"]),
             format_ratio(trial["relative_step_time"]),
             *([format_ratio(trial["predicted_relative_step_time"])] if with_predictions else []),
+            *(compiled_cells(trial) if with_compiled else []),
         )
     return table
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from actune.cli.render import new_table, open_console
+from actune.cli.render import COMPILED_COLUMNS, compiled_cells, new_table, open_console
 from actune.plan import WHOLE_LAYER
 from actune.units import format_bytes, format_duration
 
@@ -19,6 +19,8 @@ def render_profile(document: dict[str, Any], *, with_ops: bool) -> None:
         if number:
             console.print()
         _render_class(console, entry, with_ops=with_ops)
+    if document["compiled"] is not None:
+        _render_compiled(console, document["compiled"])
     console.print(
         "\nFLOPs count a multiply-add as two; output: what the ops of the forward make; autograd keeps: of that, what "
         "is held for\nthe backward without AC; SAC keeps: with its default save list and every second matmul. A layer's"
@@ -41,6 +43,17 @@ def _render_class(console: Console, entry: dict[str, Any], *, with_ops: bool) ->
         console.print(_op_table(entry["ops"]))
     console.print("\nwhat a layer may keep, and what recomputing the rest takes:")
     console.print(_set_table(entry))
+
+
+def _render_compiled(console: Console, entries: list[dict[str, Any]]) -> None:
+    table = new_table("layers compiled, wrapped as in", "outcome", "peak", *COMPILED_COLUMNS)
+    for entry in entries:
+        table.add_row(entry["plan"], str(entry["outcome"]), format_bytes(entry["peak_bytes"]), *compiled_cells(entry))
+    console.print()
+    console.print(table)
+    for entry in entries:
+        for warning in entry["warnings"]:
+            console.print(f"\nwarning: {entry['plan']}: {warning}")
 
 
 def _spread(entry: dict[str, Any]) -> str:

@@ -46,14 +46,20 @@ def settle_compile(plan: Plan, *, approximate: bool) -> tuple[bool, tuple[str, .
     """
     if plan.compile in ("off", "layer"):
         return plan.compile == "layer", ()
-    reason = (
-        "each region is compiled inside its checkpoint, but torchtitan compiles each layer with its checkpoints inside"
-        if plan.compile == "inside"
-        else "the whole model is one compiled graph, but torchtitan compiles layer by layer"
-    )
+    instead, so_that = "layer", "have the layers compiled one by one"
+    if plan.compiles_inside:
+        reason = (
+            "each region is compiled inside its checkpoint, but torchtitan compiles each layer with its checkpoints "
+            "inside"
+        )
+    elif plan.compile == "off+ops":
+        instead, so_that = "off", "leave it to the model how SAC sees what the model compiles itself"
+        reason = "what the model compiles itself is one op for SAC, which torchtitan sets for its FlexAttention alone"
+    else:
+        reason = "the whole model is one compiled graph, but torchtitan compiles layer by layer"
     if not approximate:
         raise UsageError(
-            f'compile = "{plan.compile}": {reason}. Export with --approximate to have the layers compiled one by one, '
+            f'compile = "{plan.compile}": {reason}. Export with --approximate to {so_that}, '
             "or export --format actune and call actune.apply_plan yourself."
         )
-    return True, (f'compile: "layer" instead of "{plan.compile}": {reason}.',)
+    return instead == "layer", (f'compile: "{instead}" instead of "{plan.compile}": {reason}.',)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+from dataclasses import replace
 from functools import partial
 
 from actune.errors import PlanError, describe_error
@@ -47,10 +47,12 @@ def measure_plan(workload: Workload, request: MeasurePlan) -> Measured:
 
 def _run(workload: Workload, plan: Plan, reference: Plan | None, request: MeasurePlan) -> Measurement:
     # Without a cap: what kernels that tune themselves try out is not the plan's.
-    first_call_s = workload.warm_up(plan)
+    compiled = workload.warm_up(plan)
+    compile_s = None if compiled is None else compiled.compile_s
+    compiled_code = None if compiled is None else compiled.code
     highest = highest_peak(workload, plan, request.budget_bytes, steps=request.peak_steps)
     if isinstance(highest, Measurement):
-        return highest
+        return replace(highest, compile_s=compile_s, compiled_code=compiled_code)
     workload.device.set_cap(None)  # the reference may need more than the plan
     try:
         pairs, standing = _timed_pairs(workload, plan, reference, request)
@@ -65,9 +67,6 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
             message=f"the plan ran, but not beside the reference plan, which had no cap: {describe_error(error)}",
         )
         raise TrialEndedError(ran) from error
-    compile_s = None
-    if first_call_s is not None and pairs:
-        compile_s = max(0.0, first_call_s - statistics.median(pair.plan.step_time_s for pair in pairs))
     return Measurement(
         Outcome.OK,
         highest.peak_bytes,
@@ -77,6 +76,7 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
         compile_s=compile_s,
         message=highest.note,
         lost_race=standing == "slower" and len(pairs) < request.timed_pairs,
+        compiled_code=compiled_code,
     )
 
 

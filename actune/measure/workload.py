@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from actune.ac import Application
 from actune.errors import PlanError, TargetError
+from actune.measure.compiled_code import CompileReport, GraphBreaks, StepWatch, frames_compiled
 from actune.measure.device import Device
 from actune.measure.materialize import state_of
 from actune.measure.ranks import Ranks, join_ranks, local_of
@@ -72,6 +73,9 @@ class Workload:
         # Where ops compute nothing, no step changes what tensors hold.
         self._start = _copy_of_state(self.model) if device.computes else {}
         self._applications: dict[str, Application] = {}
+        self._pieces_as_ops = False  # how what the model compiles itself was compiled, if it was
+        self._resets = 0  # of compiled code, amid a request
+        self._resets_of_code: dict[str, int] = {}  # how many there had been when a plan ran last, by its hash
         self._optimizer: Optimizer | None = None
         self._batches: dict[int, Any] = {}
         self._has_run = False
@@ -175,20 +179,37 @@ class Workload:
         self._has_run = True
         self._optimizer.step()
 
-    def warm_up(self, plan: Plan) -> float | None:
-        """Compiles, and warms autotuners up, before a peak is taken: seconds of the first call, None on an eager CPU.
+    def warm_up(self, plan: Plan) -> CompileReport | None:
+        """Compiles, and warms autotuners up, before a peak is taken. None where nothing was compiled.
 
         On an eager CPU nothing is warmed up by a step, so that a plan over the budget is known after its first.
         """
         if plan.compile == "off" and not self.device.warms_up:
             return None
-        start_s = time.perf_counter()
-        with self.under(plan):
-            self.forward_backward(0)
-        first_call_s = time.perf_counter() - start_s
+        report = self._first_steps(plan)
         self.clear_gradients()
         self.device.release_cached()  # what tuning tried out; libraries keep their workspaces, as in any later step
-        return None if plan.compile == "off" else first_call_s
+        return report
+
+    def _first_steps(self, plan: Plan) -> CompileReport | None:
+        """What compiles in a first step, by a second one beside it; None if nothing did."""
+        breaks = GraphBreaks()
+        frames = frames_compiled()
+        with self.under(plan):
+            first_s = self._seconds_of_step()
+            self.clear_gradients()
+            if plan.compile == "off" and frames_compiled() == frames:
+                return None
+            watch = StepWatch(self.model)
+            with watch.watching():
+                next_s = self._seconds_of_step()
+        code = watch.compiled_code(plan, self.structure.layer_fqns, breaks)
+        return CompileReport(None if plan.compile == "off" else max(0.0, first_s - next_s), code)
+
+    def _seconds_of_step(self) -> float:
+        start_s = time.perf_counter()
+        self.forward_backward(0)
+        return time.perf_counter() - start_s
 
     @contextmanager
     def under(self, plan: Plan) -> Iterator[None]:
@@ -209,9 +230,16 @@ class Workload:
         if key not in self._applications:
             self._applications[key] = Application(self.model, plan, self.structure.layer_fqns)
         application = self._applications[key]
+        ran_before = self._resets_of_code.get(key)
+        self._compile_pieces_for(plan)
+        self._resets_of_code[key] = self._resets
         application.attach()
         try:
             with self.device.running():
+                if ran_before not in (None, self._resets) and self._batches:
+                    # Its code was dropped since: it is compiled again here, and not in the step that is measured.
+                    self.forward_backward(next(iter(self._batches)))
+                    self.clear_gradients()
                 yield
         except BaseException:
             self.is_spent = self.is_distributed
@@ -219,12 +247,26 @@ class Workload:
         finally:
             application.detach()
 
+    def _compile_pieces_for(self, plan: Plan) -> None:
+        """Drops compiled code where SAC is to see what the model compiles itself otherwise than the last plan's did.
+
+        Such a piece has one compiled code in a process, which plans with and without `off+ops` can't share.
+        """
+        as_ops = plan.compile == "off+ops"
+        sees_pieces = any(rule.treatment.policy == "selective" for rule in plan.rules)
+        if sees_pieces and plan.compile in ("off", "off+ops") and as_ops != self._pieces_as_ops:
+            self._pieces_as_ops = as_ops
+            self._resets += 1
+            torch._dynamo.reset()
+
     def forget_plans(self) -> None:
         """Drops regions and compiled code of all plans."""
         compiled = any(application.plan.compile != "off" for application in self._applications.values())
         self._applications.clear()
+        self._resets_of_code.clear()
         if compiled:
             torch._dynamo.reset()
+            self._pieces_as_ops = False
 
 
 def _copy_of_state(model: nn.Module) -> dict[str, Tensor]:

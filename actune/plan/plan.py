@@ -9,10 +9,35 @@ from typing import Any, Literal, get_args
 
 from actune.errors import PlanError
 from actune.plan.patterns import LayerPattern, compress_fqns
-from actune.plan.treatment import NO_AC, Treatment
+from actune.plan.treatment import NO_AC, WHOLE_LAYER, SavedOp, Treatment
 
-CompileMode = Literal["off", "inside", "layer", "model"]
+CompileMode = Literal["off", "inside", "layer", "model", "off+ops", "inside+ops"]
 COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
+
+
+def misfit(treatment: Treatment, compile: CompileMode) -> str | None:
+    """Why a plan with this `compile` can't have the treatment; None if it can."""
+    if treatment.policy == "memory_budget" and compile not in ("layer", "model"):
+        return (
+            f'policy: "memory_budget" is the compiler\'s own, but compile = "{compile}". '
+            'Set compile = "layer" or "model".'
+        )
+    if treatment.policy == "selective" and compile == "inside":
+        return (
+            'policy: "selective" can\'t see the ops of a region that is compiled inside its checkpoint. '
+            'Set compile = "inside+ops" to have it see what is compiled as one op, "layer", "model" or "off", or '
+            'policy = "full".'
+        )
+    if treatment.policy == "selective" and compile == "inside+ops":
+        below = [entry for entry in treatment.save if SavedOp.parse(entry).module_fqn != WHOLE_LAYER]
+        hidden = [f"save: '{entry}'" for entry in below] + [f"filter_fqns: '{fqn}'" for fqn in treatment.filter_fqns]
+        if hidden:
+            return (
+                f"{hidden[0]} names a module in a region that is compiled inside its checkpoint: with compile = "
+                '"inside+ops" all that is compiled of it is one op of the region itself. Name '
+                '.::inductor_compiled_code, or set compile = "layer".'
+            )
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +61,9 @@ class Plan:
     Attributes:
         rules: the first rule that matches a layer holds; a layer that none matches is left alone.
         compile: `off`; `inside`: checkpoint(compile(region)); `layer`: compile(layer with its checkpoints); `model`.
+            `off+ops` and `inside+ops`: as `off` and `inside`, and what is compiled below a checkpoint (by the model
+            itself, as FlexAttention is; by `inside`) is one op for SAC, `inductor_compiled_code`
+            (`torch._inductor.config.wrap_inductor_compiled_regions`).
         provenance: what actune wrote about where the plan comes from; neither compared nor hashed nor applied.
     """
 
@@ -47,17 +75,8 @@ class Plan:
         if self.compile not in COMPILE_MODES:
             raise PlanError(f"compile: '{self.compile}' is not known. Expected one of: {', '.join(COMPILE_MODES)}.")
         for rule in self.rules:
-            policy = rule.treatment.policy
-            if policy == "memory_budget" and self.compile not in ("layer", "model"):
-                raise PlanError(
-                    f'policy: "memory_budget" is the compiler\'s own, but compile = "{self.compile}". '
-                    'Set compile = "layer" or "model".'
-                )
-            if policy == "selective" and self.compile == "inside":
-                raise PlanError(
-                    'policy: "selective" can\'t see the ops of a region that is compiled inside its checkpoint. '
-                    'Set compile = "layer", "model" or "off", or policy = "full".'
-                )
+            if (why := misfit(rule.treatment, self.compile)) is not None:
+                raise PlanError(why)
         if self.compile == "model":
             shares = {r.treatment.memory_budget for r in self.rules if r.treatment.policy == "memory_budget"}
             if len(shares) > 1:
@@ -65,6 +84,11 @@ class Plan:
                     f'memory_budget: {sorted(s for s in shares if s is not None)} in one plan with compile = "model": '
                     'one compiled graph has one budget. Use one value, or compile = "layer".'
                 )
+
+    @property
+    def compiles_inside(self) -> bool:
+        """Whether each region is compiled inside its checkpoint."""
+        return self.compile in ("inside", "inside+ops")
 
     @classmethod
     def from_treatments(cls, treatments: Mapping[str, Treatment], *, compile: CompileMode = "off") -> Plan:

@@ -8,6 +8,7 @@ from typing import Any
 from actune.predictions import PredictionRecord
 from actune.records import Measurement, Outcome
 from actune.report.budgets import named_budgets
+from actune.report.compiled import compiled_part
 from actune.statistics import Clock, clock_of, median_step_time_s, relative_step_time
 from actune.store import Store, StudySummary
 from actune.study_records import BudgetVerdict, StudyRecord, TrialRecord, Verdict, VerdictEntry
@@ -139,9 +140,9 @@ def _trial_entry(trial: TrialRecord, study: StudyRecord, clock: Clock, predicted
         relative=relative_step_time(trial.measurement, clock),
     ) | {
         **predicted.part(trial.plan_hash),
+        **compiled_part(trial.measurement),
         "number": trial.number,
         "state": _STATES.get(outcome, "failed"),
-        "compile_s": trial.measurement.compile_s,
         "pairs": len(trial.measurement.pairs),
         "lost_race": trial.measurement.lost_race,
         "attempt": trial.attempt,

@@ -16,7 +16,7 @@ from typing import Any
 
 from actune.config import MenuEntry, Space
 from actune.errors import UsageError
-from actune.plan import NO_AC, WHOLE_LAYER, CompileMode, Plan, Treatment, compress_fqns_text
+from actune.plan import NO_AC, WHOLE_LAYER, CompileMode, Plan, Treatment, compress_fqns_text, misfit
 from actune.plan.patterns import LayerPattern
 from actune.plan.presets import preset_plan
 from actune.records import LayerClass, ModelStructure
@@ -39,8 +39,7 @@ class LayerGroup:
 
     def menu_under(self, mode: CompileMode) -> dict[str, Treatment]:
         """The treatments that a plan with this `compile` may have."""
-        left_out = {"off": ("memory_budget",), "inside": ("memory_budget", "selective")}.get(mode, ())
-        return {label: treatment for label, treatment in self.menu.items() if treatment.policy not in left_out}
+        return {label: treatment for label, treatment in self.menu.items() if misfit(treatment, mode) is None}
 
 
 class ModelSpace:

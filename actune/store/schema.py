@@ -12,12 +12,12 @@ import sqlalchemy as sa
 
 from actune.boundary import from_json, to_json
 from actune.errors import StorageError
-from actune.records import Environment, TargetInfo
+from actune.records import CompiledCode, Environment, TargetInfo
 from actune.store.names import MAX_STUDY_NAME_LENGTH
 from actune.store.verdicts import Comparison
 from actune.study_records import StudySettings
 
-HEAD_REVISION = "0004"  # of the migrations; here too, so that a database that is up to date needs no alembic
+HEAD_REVISION = "0005"  # of the migrations; here too, so that a database that is up to date needs no alembic
 VERSION_TABLE = "actune_alembic_version"  # Optuna's has alembic's default name
 
 _HASH_LENGTH = 64
@@ -123,6 +123,7 @@ measurements = sa.Table(
     sa.Column("detail", sa.Text),
     sa.Column("measured_at", sa.String(_TIME_LENGTH), nullable=False),
     sa.Column("lost_race", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("compiled_code", RecordText(CompiledCode)),
 )
 sa.Index(
     "ix_actune_measurements_key",

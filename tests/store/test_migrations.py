@@ -93,6 +93,7 @@ UNDO = {
     "0002": "DROP TABLE actune_predictions",
     "0003": "ALTER TABLE actune_measurements DROP COLUMN lost_race",
     "0004": "ALTER TABLE actune_studies DROP COLUMN budgets_bytes",
+    "0005": "ALTER TABLE actune_measurements DROP COLUMN compiled_code",
 }
 
 
