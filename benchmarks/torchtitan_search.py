@@ -1,4 +1,4 @@
-"""The plan that `actune search` finds for a torchtitan model against torchtitan's own policies, as its code applies them.
+"""The plan that `actune search` finds for a torchtitan model against torchtitan's own policies, applied by its code.
 
     python benchmarks/torchtitan_search.py --fast          # two minutes: a small dense model
     python benchmarks/torchtitan_search.py --save          # what results/torchtitan-search.json holds
@@ -102,7 +102,7 @@ def contest(target: str, found: Found, rounds: int, steps: int) -> dict[str, dic
 def main() -> None:
     arguments = parse_arguments()
     # torchtitan asks for autocast to float32 around routers, which a CPU does not have and says so at each step.
-    warnings.filterwarnings("ignore", message="CPU Autocast only supports")
+    warnings.filterwarnings("ignore", message="In CPU autocast, but the target dtype")
     start_s = time.perf_counter()
     found = search(arguments.target, arguments.budget, None, arguments.trials)
     if isinstance(found, str):
@@ -142,7 +142,9 @@ def render(document: dict) -> str:
     ]
     for name, row in document["rows"].items():
         ratio = f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})" if "ratio" in row else ""
-        lines.append(f"    {name:<22} {format_bytes(row['peak_bytes']):>10} {row['step_time_s']:8.3f} s  {ratio}".rstrip())
+        lines.append(
+            f"    {name:<22} {format_bytes(row['peak_bytes']):>10} {row['step_time_s']:8.3f} s  {ratio}".rstrip()
+        )
     return "\n".join(lines)
 
 
