@@ -32,7 +32,7 @@ from actune.records import MeasurePlan, StepSample
 from actune.statistics import clock_of, median_step_time_s, relative_with_interval
 from actune.units import format_bytes
 
-TARGET = "torchtitan:deepseek_v3/debugmodel?layers=4&seq=512&batch=8"
+TARGET = "torchtitan:deepseek_v3/debugmodel?layers=4&seq=256&batch=8"
 FAST_TARGET = "torchtitan:llama3/debugmodel?layers=3&seq=256&batch=4"
 POLICIES = ("selective", "full")
 WARM_UP_STEPS = 1
