@@ -13,10 +13,11 @@ EXPORTS := studies/exports
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt torchtitan.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"actune needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Name another by make PYTHON=…") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,hf]'
+	$(BIN)/pip install --quiet --no-deps --requirement torchtitan.txt
 	@touch $@
 
 search: $(STAMP)  ## Search the best plan for the built-in MoE model on the CPU, and export it

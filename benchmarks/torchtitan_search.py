@@ -1,4 +1,4 @@
-"""The plan that `actune search` finds for a torchtitan model against torchtitan's own policies, as its code applies them.
+"""The plan that `actune search` finds for a torchtitan model against torchtitan's own policies, applied by its code.
 
     python benchmarks/torchtitan_search.py --fast          # two minutes: a small dense model
     python benchmarks/torchtitan_search.py --save          # what results/torchtitan-search.json holds
@@ -32,7 +32,7 @@ from actune.records import MeasurePlan, StepSample
 from actune.statistics import clock_of, median_step_time_s, relative_with_interval
 from actune.units import format_bytes
 
-TARGET = "torchtitan:deepseek_v3/debugmodel?layers=4&seq=512&batch=8"
+TARGET = "torchtitan:deepseek_v3/debugmodel?layers=4&seq=256&batch=8"
 FAST_TARGET = "torchtitan:llama3/debugmodel?layers=3&seq=256&batch=4"
 POLICIES = ("selective", "full")
 WARM_UP_STEPS = 1
@@ -102,7 +102,7 @@ def contest(target: str, found: Found, rounds: int, steps: int) -> dict[str, dic
 def main() -> None:
     arguments = parse_arguments()
     # torchtitan asks for autocast to float32 around routers, which a CPU does not have and says so at each step.
-    warnings.filterwarnings("ignore", message="CPU Autocast only supports")
+    warnings.filterwarnings("ignore", message="In CPU autocast, but the target dtype")
     start_s = time.perf_counter()
     found = search(arguments.target, arguments.budget, None, arguments.trials)
     if isinstance(found, str):

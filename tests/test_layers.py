@@ -47,6 +47,7 @@ WORKER_SIDE = {"profiler", "ac", "targets", "measure", "worker"}
 HOMES = {
     "torch": WORKER_SIDE,
     "transformers": {"targets"},
+    "torchtitan": {"targets"},
     "numpy": WORKER_SIDE | {"cost"},
     "scipy": {"cost"},
     "optuna": {"search"},
@@ -111,14 +112,14 @@ PARENT_SIDE = (
     "import sys, actune, actune.cli, actune.cli.progress, actune.cli.render, actune.search, actune.report, "
     "actune.export, actune.store, actune.engine\n"
 )
-THE_WORKERS_SIDE = "import sys, actune.worker, actune.measure, actune.targets.hf\n"
+THE_WORKERS_SIDE = "import sys, actune.worker, actune.measure, actune.targets.hf, actune.targets.torchtitan\n"
 
 
 @pytest.mark.parametrize(
     ("imports", "never"),
     [
-        (PARENT_SIDE, {"torch", "transformers", "matplotlib"}),
-        (THE_WORKERS_SIDE, {"optuna", "sqlalchemy", "click", "alembic", "rich"}),
+        (PARENT_SIDE, {"torch", "transformers", "torchtitan", "matplotlib"}),
+        (THE_WORKERS_SIDE, {"optuna", "sqlalchemy", "click", "alembic", "rich", "torchtitan"}),
         (
             "import sys, actune.cli\n",
             {"torch", "optuna", "sqlalchemy", "alembic", "rich", "pydantic", "yaml", "matplotlib"},

@@ -29,7 +29,7 @@ class Target(Protocol):
         ...
 
     def model_on(self, device: torch.device) -> nn.Module:
-        """Instead of `model`, where modules depend on the device that steps run on, which is the CPU if it is simulated.
+        """Instead of `model`, where modules depend on the device that steps run on (the CPU for a simulated one).
 
         The model need not be there yet. By default what `model` returns.
         """

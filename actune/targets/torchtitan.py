@@ -41,7 +41,7 @@ class TorchtitanTarget:
     """
 
     def __init__(self, spec: TargetSpec, model_spec: Any, *, batch: int, seq: int) -> None:
-        """Takes what was asked for, torchtitan's `ModelSpec` of that decoder, and the shape (batch, seq) of the tokens."""
+        """Takes what was asked for, torchtitan's `ModelSpec` of that decoder, and the tokens' shape (batch, seq)."""
         # As in torchtitan's recipes: logits are made, and their gradients taken, for an eighth of a sequence at a time.
         self._loss = _titan("components.loss").ChunkedLossWrapper.Config().build()
         self._asked, self._spec = spec, model_spec
@@ -99,7 +99,7 @@ class TorchtitanTarget:
 
     @property
     def parallelize(self) -> Callable[[nn.Module], nn.Module] | None:
-        """Torchtitan's own step for the family, with FSDP over all ranks; None in a process that is alone."""
+        """The family's own step in torchtitan, with FSDP over all ranks; None in a process that is alone."""
         return self._shard if _ranks() > 1 else None
 
     def _shard(self, model: nn.Module) -> nn.Module:
@@ -237,7 +237,8 @@ def _fit_sequence(spec: TargetSpec, config: Any) -> int:
     chunks: int = _titan("components.loss").ChunkedLossWrapper.Config().num_chunks
     if seq > longest:
         raise UsageError(
-            f"target '{spec.text}': seq={seq} is more than the positions of {spec.location}. Expected at most {longest}."
+            f"target '{spec.text}': seq={seq} is more than the positions of {spec.location}. Expected at most "
+            f"{longest}."
         )
     if seq % chunks:
         raise UsageError(

@@ -236,3 +236,27 @@ def test_only_trained_parameters_are_optimized() -> None:
     assert len(bound(Language).optimizer(model).param_groups[0]["params"]) == 2
     with pytest.raises(TargetError, match="no parameter of Language requires a gradient"):
         bound(Language).optimizer(model.requires_grad_(False))
+
+
+def test_a_model_for_the_device_of_its_steps() -> None:
+    class Mine(Target):
+        def model(self) -> nn.Module:
+            return Language()
+
+        def model_on(self, device: torch.device) -> nn.Module:
+            return Language(width=4 if device.type == "cuda" else 2)
+
+    target = bound(Mine())
+    assert target.model(torch.device("cuda")).get_submodule("head").in_features == 4
+    assert target.model().get_submodule("head").in_features == 2
+    assert bound(Language).model(torch.device("cuda")).get_submodule("head").in_features == 8
+
+
+def test_parallelize_may_come_with_the_process_group() -> None:
+    mine = SimpleNamespace(model=Language, parallelize=None)
+    target = bound(mine)
+    assert not target.has_parallelize
+    assert isinstance(target.parallelize(target.model()), Language)
+    mine.parallelize = lambda model: nn.Sequential(model)
+    assert target.has_parallelize
+    assert isinstance(target.parallelize(target.model()), nn.Sequential)
