@@ -23,7 +23,7 @@ def targets(as_json: bool) -> None:
     from actune.target_spec import BUILTIN_TARGETS
 
     forms = {
-        "hf:path/to/config.json": "a causal LM of the transformers library, from its config, with random weights",
+        "hf:path/to/config.json": "a model of the transformers library, from its config, with random weights",
         "torchtitan:family/flavor": "a language model of torchtitan's registry, such as torchtitan:llama3/debugmodel",
         "path/to/file.py:attr": "your own: a Target class, or a callable that returns one or a model",
         "package.module:attr": "the same, from an importable module",

@@ -156,3 +156,26 @@ def test_a_draw_in_place_after_a_kept_draw_is_refused(save):
     remove_plan(model)
     apply_plan(model, uniform(selective()))
     assert same(step(model, x), expected)
+
+
+class DividesItsWeights(nn.Module):
+    """A router as Mixtral's: the sum of the weights that topk chose is read, and then they are divided in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Linear(16, 16, bias=False)
+        self.v = nn.Linear(16, 16, bias=False)
+
+    def forward(self, x):
+        weights, chosen = self.w(x).softmax(-1).topk(4)
+        weights /= weights.sum(-1, keepdim=True)
+        return x + self.v(x.gather(-1, chosen) @ torch.ones(4, 16) * weights.sum(-1, keepdim=True).sin())
+
+
+@pytest.mark.parametrize("treatment", [Treatment("selective"), selective(".::topk")], ids=Treatment.label)
+def test_what_a_router_chose_is_kept_as_it_was_before_it_is_written_to(treatment):
+    model, x = layers(DividesItsWeights), torch.randn(2, 16, requires_grad=True)
+    expected = step(model, x)
+    apply_plan(model, uniform(treatment))
+    for _ in range(3):
+        assert same(step(model, x), expected)

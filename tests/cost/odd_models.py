@@ -181,6 +181,65 @@ class BackwardOutOfOrder(Odd):
         return self.Model()
 
 
+class CollectedByHooks(Odd):
+    """What a router returns is collected by a hook on it, as transformers does, for a loss after all layers."""
+
+    class Routed(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router = nn.Linear(WIDTH, WIDTH, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.router(x).softmax(-1)
+
+    class Model(Stacked):
+        def __init__(self) -> None:
+            super().__init__([CollectedByHooks.Routed() for _ in range(DEPTH)])
+            self.collected: list[Tensor] | None = None
+            for layer in self.layers:
+                layer.router.register_forward_hook(self.collect)
+
+        def collect(self, module: nn.Module, args: Any, output: Tensor) -> None:
+            if self.collected is not None:  # in a recomputation nothing is
+                self.collected.append(output)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.collected = []
+            output = super().forward(x)
+            collected, self.collected = self.collected, None
+            return output.square().mean() + sum(scores.logsumexp(-1).mean() for scores in collected)
+
+    def model(self) -> nn.Module:
+        return self.Model()
+
+    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+        loss: Tensor = model(batch)
+        return loss
+
+
+class PositionsForAll(Odd):
+    """Each layer is given the positions, which the embedding of positions holds beyond all layers' backwards."""
+
+    class Placed(Block):
+        def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+            return super().forward(x + (positions > 0).unsqueeze(-1))
+
+    class Model(Stacked):
+        def __init__(self) -> None:
+            super().__init__([PositionsForAll.Placed() for _ in range(DEPTH)])
+            self.positions = nn.Embedding(ROWS, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            positions = torch.arange(ROWS)
+            x = self.embedding(x) + self.positions(positions)
+            for layer in self.layers:
+                x = layer(x, positions)
+            return self.head(x)
+
+    def model(self) -> nn.Module:
+        return self.Model()
+
+
 # What is trained
 
 

@@ -30,6 +30,8 @@ EXACT = (
     "odd_models:Siblings",
     "odd_models:ResultsOfBranches",
     "odd_models:BackwardOutOfOrder",
+    "odd_models:CollectedByHooks",
+    "odd_models:PositionsForAll",
     "odd_models:FrozenEncoder",
     "odd_models:FrozenLowerLayers",
     "odd_models:FrozenEmbedding",

@@ -108,13 +108,94 @@ def test_a_sequence_is_no_longer_than_the_model_takes(tmp_path: Path) -> None:
         ("{}", 'a JSON object with a "model_type"'),
         ('{"model_type": "lama"}', r"knows no model type 'lama'\. Did you mean .*llama"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "is no valid config of 'llama'"),
-        ('{"model_type": "vit"}', "no causal language model for the model type 'vit'"),
+        ('{"model_type": "detr"}', "no model for the model type 'detr' that could be trained here"),
+        ('{"model_type": "speech_to_text"}', "what speech the model type 'speech_to_text' takes is not known"),
     ],
 )
 def test_what_is_no_config(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(UsageError, match=message):
         load_target(f"hf:{tmp_path / 'c.json'}")
+
+
+ARCHITECTURES = Path(__file__).parents[2] / "benchmarks" / "architectures"
+
+
+def model_of(path: Path, folder: Path, **fields: Any) -> Any:
+    """The model of a config with other fields; None removes one."""
+    changed = json.loads(path.read_text()) | fields
+    (folder / "c.json").write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
+    return load_target(f"hf:{folder / 'c.json'}?batch=2").model()
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "built"),
+    [
+        ("bert", {}, "BertForMaskedLM"),
+        ("bert", {"architectures": ["BertLMHeadModel"], "is_decoder": True}, "BertLMHeadModel"),
+        ("bert", {"architectures": ["BertModel"]}, "BertForMaskedLM"),
+        ("bert", {"architectures": None, "is_decoder": True}, "BertLMHeadModel"),
+        ("bart", {"architectures": None}, "BartForConditionalGeneration"),
+        ("bart", {"architectures": ["BartForCausalLM"]}, "BartForCausalLM"),
+        ("whisper", {"architectures": None}, "WhisperForConditionalGeneration"),
+        ("vit", {"architectures": ["ViTModel"]}, "ViTForImageClassification"),
+        ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
+    ],
+)
+def test_the_class_is_the_named_one_or_the_first_of_the_tasks(
+    tmp_path: Path, config: str, fields: dict[str, Any], built: str
+) -> None:
+    assert type(model_of(ARCHITECTURES / f"{config}.json", tmp_path, **fields)).__name__ == built
+
+
+@pytest.mark.parametrize(
+    ("config", "stacks"),
+    [
+        ("t5", ("encoder.block", "decoder.block")),
+        ("bart", ("model.encoder.layers", "model.decoder.layers")),
+        ("whisper", ("model.encoder.layers", "model.decoder.layers")),
+        ("gemma3-multimodal", ("model.language_model.layers",)),
+        ("jamba", ("model.layers",)),
+    ],
+)
+def test_layers_are_those_of_every_trained_stack(config: str, stacks: tuple[str, ...]) -> None:
+    model = load_target(f"hf:{ARCHITECTURES / config}.json?layers=2").model()
+    assert [len(model.get_submodule(stack)) for stack in stacks] == [2] * len(stacks)  # type: ignore[arg-type]
+
+
+def test_batches_fit_the_task() -> None:
+    def shapes(config: str, options: str = "batch=3&seq=16") -> dict[str, tuple[int, ...]]:
+        batch = load_target(f"hf:{ARCHITECTURES / config}.json?{options}").batch(0)
+        return {name: tuple(tensor.shape) for name, tensor in batch.items()}
+
+    tokens = (3, 16)
+    assert shapes("t5") == {"input_ids": tokens, "decoder_input_ids": tokens, "labels": tokens}
+    assert shapes("whisper") == {"input_features": (3, 16, 64), "decoder_input_ids": tokens, "labels": tokens}
+    assert shapes("vit", "batch=3") == {"pixel_values": (3, 3, 32, 32), "labels": (3,)}
+    assert shapes("bert") == {"input_ids": tokens, "labels": tokens}
+    decoded = load_target(f"hf:{ARCHITECTURES / 't5'}.json").batch(1)
+    assert torch.equal(decoded["decoder_input_ids"][:, 1:], decoded["labels"][:, :-1])
+    assert decoded["decoder_input_ids"][:, 0].eq(0).all()
+    labels = load_target(f"hf:{ARCHITECTURES / 'bert'}.json").batch(0)["labels"]
+    assert 0 < labels.ne(-100).float().mean() < 0.3
+
+
+def test_no_token_stands_for_a_picture() -> None:
+    target = load_target(f"hf:{ARCHITECTURES / 'gemma3-multimodal'}.json?batch=64&seq=64")
+    assert target.batch(0)["input_ids"].max() < 253
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ("vit", "seq=8", "seq=8 means nothing for image classification"),
+        ("swin", "layers=2", "has its layers in stages, so layers=2 can't be applied"),
+        ("whisper", "seq=65", "Expected at most 64"),
+    ],
+)
+def test_options_that_do_not_fit_the_task(config: str, options: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_target(f"hf:{ARCHITECTURES / config}.json?{options}")
 
 
 def test_without_transformers_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

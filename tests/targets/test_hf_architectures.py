@@ -1,0 +1,103 @@
+"""Architectures of transformers: layers found, gradients as without AC to the last bit, peaks as predicted."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, Architecture, plans_of
+from torch import Tensor
+
+from actune.cost.model import CostModel
+from actune.cost.survey import begin_survey, extend_survey
+from actune.measure import Workload, measure_plan, open_device, profile_plan
+from actune.plan import Plan, dump_plan
+from actune.records import MeasurePlan
+from actune.step_profile import PlanProfiled, ProfilePlan
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+
+# Of what discovery must find: the layers of each class, in the model's order.
+LAYERS = {
+    "llama": [4],
+    "qwen3": [4],
+    "qwen3-moe": [1, 3],
+    "mixtral": [4],
+    "mixtral-loop": [4],
+    "deepseek-v3": [1, 3],
+    "gpt-oss": [2, 2],
+    "gemma3": [4, 2],
+    "gemma3-multimodal": [2, 2, 2],
+    "gpt-neox": [4],
+    "gpt2": [4],
+    "opt": [4],
+    "falcon": [4],
+    "bert": [4],
+    "t5": [1, 2, 1, 2],
+    "bart": [3, 3],
+    "whisper": [3, 3],
+    "vit": [4],
+    "swin": [2, 2],
+    "mamba": [4],
+    "mamba2": [4],
+    "jamba": [2, 2],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects() -> Iterator[None]:
+    """Live bytes are counted over all objects that Python knows, which elsewhere are many."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def loss_and_gradients(workload: Workload, plan: Plan) -> dict[str, Tensor]:
+    workload.restart()
+    with workload.under(plan):
+        found = {"loss": workload.forward_backward(0)}
+    found |= {name: p.grad.clone() for name, p in workload.model.named_parameters() if p.grad is not None}
+    workload.restart()
+    return found
+
+
+def model_of(workload: Workload, plans: dict[str, Plan]) -> CostModel:
+    fqns = workload.structure.layer_fqns
+    menus = {fqn: list(dict.fromkeys(plan.resolve(fqns)[fqn] for plan in plans.values())) for fqn in fqns}
+
+    def run(request: ProfilePlan) -> PlanProfiled:
+        return profile_plan(workload, replace(request, settle=False))  # times don't matter here
+
+    return CostModel(extend_survey(begin_survey(workload.structure, run, timed_steps=0), menus, run, timed_steps=0))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.config)
+def test_plans_keep_gradients_and_have_the_predicted_peak(architecture: Architecture) -> None:
+    tokens = None if architecture.tokens is None else 32
+    workload = Workload(replace(architecture, tokens=tokens, examples=2).spec, open_device("cpu"), seed=0)
+    structure = workload.structure
+    assert [len(layer_class.layer_fqns) for layer_class in structure.classes] == LAYERS[architecture.config]
+    plans = plans_of(workload.model, structure)
+    model = model_of(workload, plans)
+    for name, plan in plans.items():
+        measured = measure_plan(workload, MeasurePlan(dump_plan(plan), None, None, timed_pairs=0)).measurement
+        assert measured.peak_bytes is not None, measured.message
+        assert model.predict(plan, structure.layer_fqns).peak_bytes == measured.peak_bytes, name
+    # After the peaks, as what is compared here would count as live.
+    expected = loss_and_gradients(workload, plans["none"])
+    for name, plan in plans.items():
+        found = loss_and_gradients(workload, plan)
+        assert found.keys() == expected.keys()
+        assert [key for key in expected if not torch.equal(found[key], expected[key])] == [], name
+
+
+def test_the_documents_table_has_the_same_architectures() -> None:
+    table = DOCUMENT.read_text(encoding="utf-8").partition("<!-- table")[2].partition("<!-- end of the table")[0]
+    rows = re.findall(r"^\| ([^|]+) \| `", table, re.MULTILINE)
+    assert rows == [architecture.name for architecture in ARCHITECTURES]
