@@ -13,7 +13,6 @@ from actune.op_trace import LayersTraced, TraceLayers
 from actune.racing import Race
 from actune.step_profile import PlanProfiled, ProfilePlan
 
-
 RENDEZVOUS = "ACTUNE_RENDEZVOUS"
 """In a worker's environment, beside torchrun's variables: the folder where the ranks of its job meet."""
 

@@ -78,9 +78,7 @@ class Worker:
             # Live bytes are counted over all objects that the collector knows: not over the libraries' every time.
             gc.collect()
             gc.freeze()
-            workload = self._workload = Workload(
-                request.spec, device, seed=request.seed, world_size=request.world_size
-            )
+            workload = self._workload = Workload(request.spec, device, seed=request.seed, world_size=request.world_size)
             info = TargetInfo(
                 spec=request.spec,
                 fingerprint=workload.fingerprint,

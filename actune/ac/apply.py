@@ -69,8 +69,8 @@ class Application:
         self._places = [
             place for fqn, treatment in treatments.items() for place in self._layer_places(fqn, treatment, holders)
         ]
-        self._compiled = self._compile(treatments)
         self._shells = self._shells_of_sharded(treatments, holders)
+        self._compiled = self._compile(treatments)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a compiled module is not compiled (`nn.Module.__getstate__`), so the copy would not run as planned.
@@ -129,7 +129,9 @@ class Application:
     def _shells_of_sharded(self, treatments: dict[str, Treatment], holders: _Holders) -> list[Shell]:
         modules = [place.module for place in self._places]
         if self.plan.compile != "off":
-            eager = [fqn for fqn, given in treatments.items() if self.plan.compile == "layer" or not given.is_checkpointed]
+            eager = [
+                fqn for fqn, given in treatments.items() if self.plan.compile == "layer" or not given.is_checkpointed
+            ]
             modules += [self.model.get_submodule(fqn) for fqn in eager]
         for module in {"off": [], "model": [self.model]}.get(self.plan.compile, modules):
             _refuse_sharded_inside(self.model, module)

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _distributed_c10d as stores
 
 from actune.errors import UsageError
 from actune.records import RENDEZVOUS, StepSample
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ class Ranks:
         if self._store is None:
             return [value]
         self._exchanges += 1
-        self._store.set(self._key(self._exchanges, self.rank), pickle.dumps(value))
+        self._store.set(self._key(self._exchanges, self.rank), pickle.dumps(value))  # type: ignore[arg-type]
         values: list[T] = [
             pickle.loads(self._store.get(self._key(self._exchanges, rank))) for rank in range(self.world_size)
         ]
@@ -139,7 +140,7 @@ def local_of(tensor: Tensor) -> Tensor:
     if distributed is None or not isinstance(tensor, distributed.DTensor):
         return tensor
     with torch.no_grad():
-        local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+        local: Tensor = tensor.to_local()
     return local
 
 
@@ -149,7 +150,7 @@ def _backend(device_type: str) -> str:
 
 def _one_rank(device_type: str) -> Ranks:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
-    store = torch.distributed.HashStore()
+    store = stores.HashStore()
     torch.distributed.init_process_group(_backend(device_type), store=store, rank=0, world_size=1)
     return Ranks()
 
@@ -169,19 +170,19 @@ def _ranks_of_job(folder: str, world_size: int, device_type: str) -> Ranks:
     agent does: a target that asks for `env://` itself becomes a client of it.
     """
     rank = int(os.environ["RANK"])
-    ports = torch.distributed.FileStore(os.path.join(folder, "port"), world_size)
+    ports = stores.FileStore(os.path.join(folder, "port"), world_size)
     ports.set_timeout(RENDEZVOUS_LIMIT)
     address = os.environ["MASTER_ADDR"]
     if rank == 0:
-        store = torch.distributed.TCPStore(address, 0, world_size, is_master=True, wait_for_workers=False)
+        store = stores.TCPStore(address, 0, world_size, is_master=True, wait_for_workers=False)
         ports.set("port", str(store.port))
     else:
         port = int(ports.get("port"))
-        store = torch.distributed.TCPStore(address, port, world_size, is_master=False, timeout=RENDEZVOUS_LIMIT)
+        store = stores.TCPStore(address, port, world_size, is_master=False, timeout=RENDEZVOUS_LIMIT)
     os.environ.update(MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True")
     torch.distributed.init_process_group(
         _backend(device_type),
-        store=torch.distributed.PrefixStore("actune", store),
+        store=stores.PrefixStore("actune", store),
         rank=rank,
         world_size=world_size,
         timeout=NO_LIMIT,

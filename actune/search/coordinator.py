@@ -61,9 +61,7 @@ def run_search(
         finished = _finished(store, name, settings)
         if finished is not None:
             return finished
-        load = LoadTarget(
-            settings.target, settings.device, settings.seed, settings.world_size, settings.nproc_per_node
-        )
+        load = LoadTarget(settings.target, settings.device, settings.seed, settings.world_size, settings.nproc_per_node)
         with (
             optuna_errors(store.url),
             engine_factory(
