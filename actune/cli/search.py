@@ -172,8 +172,8 @@ def _check_named(asked: dict[str, Any]) -> None:
     """Checks what is named before a database is opened, which would be left behind by a mistyped name.
 
     Raises:
-        UsageError: the target, space or sampler does not exist, the processes asked for can't be, or a frontier has several
-            budgets.
+        UsageError: the target, space or sampler does not exist, the processes asked for can't be, or a frontier has
+            several budgets.
     """
     from actune.config import AUTO_SPACE, load_space
     from actune.search import check_sampler
