@@ -6,11 +6,11 @@ import time
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn import functional
 
 WIDTH, VOCABULARY = 32, 64
 
@@ -22,7 +22,7 @@ class Attention(nn.Module):
 
     def forward(self, x):
         q, k, v = (w(x).unflatten(-1, (-1, 8)).transpose(1, 2) for w in (self.wq, self.wk, self.wv))
-        return self.wo(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return self.wo(functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -31,7 +31,7 @@ class FeedForward(nn.Module):
         self.w1, self.w2 = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(3 * WIDTH, WIDTH, bias=False)
 
     def forward(self, x):
-        return self.w2(F.silu(self.w1(x)))
+        return self.w2(functional.silu(self.w1(x)))
 
 
 class Block(nn.Module):
@@ -75,7 +75,7 @@ class Unsharded:
         return torch.randint(VOCABULARY, self.shape, generator=generator)
 
     def loss(self, model, batch):
-        return F.cross_entropy(model(batch)[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
+        return functional.cross_entropy(model(batch)[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
 
 
 class Sharded(Unsharded):

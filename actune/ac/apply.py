@@ -72,8 +72,8 @@ class Application:
         self._places = [
             place for fqn, treatment in treatments.items() for place in self._layer_places(fqn, treatment, holders)
         ]
-        self._compiled = self._compile(treatments)
         self._shells = self._shells_of_sharded(treatments, holders)
+        self._compiled = self._compile(treatments)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a compiled module is not compiled (`nn.Module.__getstate__`), so the copy would not run as planned.

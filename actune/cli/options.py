@@ -90,8 +90,8 @@ device_help = "cpu, cuda, cuda:N, or a simulated one, such as sim:h100."
 MAX_WORLD_SIZE = 2**20
 MAX_NPROC = 64
 world_size_help = (
-    "Measure one rank of so many. A simulated device shards parameters, gradients and optimizer state evenly; on a real "
-    "one the target's parallelize() does, and the other ranks are faked."
+    "Measure one rank of so many. A simulated device shards parameters, gradients and optimizer state evenly; on a "
+    "real one the target's parallelize() does, and the other ranks are faked."
 )
 nproc_help = "Processes of this machine that train one model: each trial is a job of so many, as under torchrun."
 target_help = (

@@ -13,7 +13,7 @@ from actune.engine.process import WorkerDiedError, WorkerProcess
 from actune.records import RENDEZVOUS, Failed, Measured, Outcome, Reply, Request
 
 GRACE_S = 5.0
-"""Once a rank has failed, the others get so long to say the same. Those that wait for it in a collective never would."""
+"""Once a rank has failed, the others get so long to say the same. Those that wait for it in a collective never will."""
 
 
 class WorkerGroup:
@@ -116,7 +116,7 @@ def _outcome(asked: Sequence[Future[Reply]], failed: Sequence[int]) -> Reply:
     """The one failure that explains the others.
 
     A death comes before what its peers say about a closed connection, running out of memory before other errors; else
-    the first one counts. If several ranks have not replied in time, any of them may be the one that the others wait for.
+    the first one counts. If several ranks have not replied in time, any may be the one that the others wait for.
 
     Raises:
         WorkerDiedError: it is a rank's death.

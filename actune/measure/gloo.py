@@ -1,9 +1,9 @@
 """Collectives on a CPU whose buffers are gone when they should be, for as long as allocations are recorded.
 
-Gloo's own thread holds a collective's buffers for an instant after `wait` has returned. If the main thread lets go of them
-first, they are freed in gloo's thread, whose events PyTorch's profiler does not record: the peak of a step is then too
-high by a buffer or two, another time by another one. A pause after each wait lets gloo's thread be first. Nothing is
-timed meanwhile.
+Gloo's own thread holds a collective's buffers for an instant after `wait` has returned. If the main thread lets go of
+them first, they are freed in gloo's thread, whose events PyTorch's profiler does not record: the peak of a step is then
+too high by a buffer or two, another time by another one. A pause after each wait lets gloo's thread be first. Nothing
+is timed meanwhile.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 PAUSE_S = 1e-3
-"""A fifth of it sufficed in all of 100 steps of two ranks on a busy machine of two cores."""
+"""With it, 16 of 16 steps of FSDP2 and of tensor parallelism on two ranks and two busy cores had the same events."""
 
 
 def settled_collectives() -> AbstractContextManager[None]:

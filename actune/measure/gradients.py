@@ -33,8 +33,8 @@ def compare_gradients(workload: Workload, request: CompareGradients) -> Gradient
     reference computes in).
 
     A device that does not compute has nothing to compare, and neither has a rank whose others are faked, since what it
-    gathers is garbage: the report says so. Several ranks each compare what they hold of the gradients; the largest error
-    of all decides.
+    gathers is garbage: the report says so. Several ranks each compare what they hold of the gradients; the largest
+    error of all decides.
 
     Raises:
         PlanError: a plan does not fit the model.

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import SAC_IGNORED_OPS
 
+from actune.ac.fsdp import is_sharded
 from actune.ac.module_path import ModulePath
 from actune.ac.ops import MATMULS, Op, draws_random_numbers, op_name, written_arguments
 from actune.ac.regions import resolve_rules
@@ -87,6 +88,8 @@ class LayerRecording:
         rules = resolve_rules(Treatment("selective"), self.module, self.fqn, find_routing(self.module))
         self._keeps: Keeps | None = Keeps(rules, self.path)
         self._router_modules = rules.router_modules
+        self._is_inside = False
+        self._is_sharded = is_sharded(self.module)
         self._numbers: dict[int, int] = {}
         # A weak reference keeps a storage's address from being used again, so that an address is one storage.
         self._references: list[StorageWeakRef] = []
@@ -99,14 +102,20 @@ class LayerRecording:
             self._references.append(reference)
         return self._numbers[reference.cdata]
 
+    def is_layers_own(self, mark: Mark) -> bool:
+        """Whether what runs is the layer's: FSDP2's hooks on it gather and shard, which no checkpoint does again."""
+        return self._is_inside or not self._is_sharded or mark.kind != "forward"
+
     def note_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A forward pre-hook of the layer."""
+        self._is_inside = True
         if not self._ops:
             storages = {self.number_of(tensor): tensor for tensor in _tensors((args, kwargs))}
             self.input_bytes = sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
     def note_output(self, module: nn.Module, args: Any, output: Any) -> None:
         """A forward hook of the layer."""
+        self._is_inside = False
         if not self.output_storages:
             self.output_storages = self._storages(output)
 
@@ -258,7 +267,9 @@ class OpRecorder(TorchDispatchMode):
         recording = self.recordings.get(mark.layer_fqn)
         if recording is not None and recording.call is None:
             recording.call = mark.call
-        return None if recording is None or recording.call != mark.call else recording
+        if recording is None or recording.call != mark.call or not recording.is_layers_own(mark):
+            return None
+        return recording
 
     def _pack(self, tensor: Tensor) -> Tensor:
         mark = self._running()

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _distributed_c10d as stores
 
 from actune.errors import UsageError
 from actune.records import RENDEZVOUS, StepSample
+from actune.targets import BoundTarget
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -69,7 +71,7 @@ class Ranks:
         if self._store is None:
             return [value]
         self._exchanges += 1
-        self._store.set(self._key(self._exchanges, self.rank), pickle.dumps(value))
+        self._store.set(self._key(self._exchanges, self.rank), pickle.dumps(value))  # type: ignore[arg-type]
         values: list[T] = [
             pickle.loads(self._store.get(self._key(self._exchanges, rank))) for rank in range(self.world_size)
         ]
@@ -102,15 +104,14 @@ class Ranks:
 ALONE = Ranks()
 
 
-def join_ranks(target: str, device_type: str, *, has_parallelize: bool, world_size: int) -> Ranks:
+def join_ranks(target: BoundTarget, device_type: str, *, world_size: int) -> Ranks:
     """Makes this process a rank of the job that its engine has started, and torch's default process group with it.
 
     A target with `parallelize` has a process group in any case, of one rank if there is one process.
 
     Args:
-        target: its name, for messages.
+        target: what is trained.
         device_type: `cpu` or `cuda`.
-        has_parallelize: whether the target distributes its model.
         world_size: of a job of which this is the only rank that exists; 1 if all do.
 
     Raises:
@@ -118,11 +119,11 @@ def join_ranks(target: str, device_type: str, *, has_parallelize: bool, world_si
     """
     folder = os.environ.get(RENDEZVOUS)
     processes = int(os.environ["WORLD_SIZE"]) if folder is not None else 1
-    if not has_parallelize:
-        if max(processes, world_size) == 1:
-            return ALONE
+    if max(processes, world_size) == 1 and not target.has_parallelize:
+        return ALONE
+    if not target.can_parallelize:
         raise UsageError(
-            f"target '{target}' has no parallelize(), so each of {max(processes, world_size)} processes would train a "
+            f"target '{target.name}' has no parallelize(), so each of {max(processes, world_size)} processes would train a "
             "model of its own. Give the target a method parallelize(model) that applies FSDP2 or tensor parallelism, "
             "or leave --nproc-per-node and --world-size out."
         )
@@ -139,7 +140,7 @@ def local_of(tensor: Tensor) -> Tensor:
     if distributed is None or not isinstance(tensor, distributed.DTensor):
         return tensor
     with torch.no_grad():
-        local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+        local: Tensor = tensor.to_local()
     return local
 
 
@@ -149,7 +150,7 @@ def _backend(device_type: str) -> str:
 
 def _one_rank(device_type: str) -> Ranks:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
-    store = torch.distributed.HashStore()
+    store = stores.HashStore()
     torch.distributed.init_process_group(_backend(device_type), store=store, rank=0, world_size=1)
     return Ranks()
 
@@ -169,19 +170,19 @@ def _ranks_of_job(folder: str, world_size: int, device_type: str) -> Ranks:
     agent does: a target that asks for `env://` itself becomes a client of it.
     """
     rank = int(os.environ["RANK"])
-    ports = torch.distributed.FileStore(os.path.join(folder, "port"), world_size)
+    ports = stores.FileStore(os.path.join(folder, "port"), world_size)
     ports.set_timeout(RENDEZVOUS_LIMIT)
     address = os.environ["MASTER_ADDR"]
     if rank == 0:
-        store = torch.distributed.TCPStore(address, 0, world_size, is_master=True, wait_for_workers=False)
+        store = stores.TCPStore(address, 0, world_size, is_master=True, wait_for_workers=False)
         ports.set("port", str(store.port))
     else:
         port = int(ports.get("port"))
-        store = torch.distributed.TCPStore(address, port, world_size, is_master=False, timeout=RENDEZVOUS_LIMIT)
+        store = stores.TCPStore(address, port, world_size, is_master=False, timeout=RENDEZVOUS_LIMIT)
     os.environ.update(MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True")
     torch.distributed.init_process_group(
         _backend(device_type),
-        store=torch.distributed.PrefixStore("actune", store),
+        store=stores.PrefixStore("actune", store),
         rank=rank,
         world_size=world_size,
         timeout=NO_LIMIT,

@@ -58,12 +58,7 @@ class Workload:
         self.target: BoundTarget = load_target(spec_text)
         self.ranks = Ranks()
         if device.computes:
-            self.ranks = join_ranks(
-                spec_text,
-                device.torch_device.type,
-                has_parallelize=self.target.has_parallelize,
-                world_size=world_size,
-            )
+            self.ranks = join_ranks(self.target, device.torch_device.type, world_size=world_size)
         model = device.build(self.target)
         # Before it is distributed: `fully_shard` gives modules classes of its own.
         self.structure: ModelStructure = discover(model, self.target.layer_fqns)

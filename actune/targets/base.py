@@ -120,6 +120,11 @@ class BoundTarget:
         """Whether the target distributes its model itself, in this process as it is now."""
         return self._parallelize_method() is not None
 
+    @property
+    def can_parallelize(self) -> bool:
+        """Whether the target distributes its model where there are several ranks; some offer it only then."""
+        return self.has_parallelize or isinstance(getattr(type(self._target), "parallelize", None), property)
+
     def model(self, device: torch.device = CPU) -> nn.Module:
         """A new model, in training mode.
 
