@@ -75,7 +75,10 @@ def rule(keys, policy="selective", head="schema = 1"):
         ("", r"^the plan: schema: None is not a version .* Expected schema 1\."),
         ("schema = 2", r"schema: 2 is not a version"),
         ("schema = true", r"schema: True is not a version"),
-        ('schema = 1\ncompile = "fast"', r"compile: .*'off', 'inside', 'layer', 'model', .* or 'inside\+ops' \(got 'fast'\)"),
+        (
+            'schema = 1\ncompile = "fast"',
+            r"compile: .*'off', 'inside', 'layer', 'model', .* or 'inside\+ops' \(got 'fast'\)",
+        ),
         ("schema = 1\ncompiled = true", r"unknown key 'compiled'\. Did you mean 'compile'\? Known keys: compile, rule"),
         ('schema = 1\n[[rule]]\npolicy = "full"', r"rule\.1\.layers: Field required"),
         (
