@@ -81,9 +81,10 @@ class SaveRules:
     def cache_hash(self) -> str | None:
         """What decides beside the graph, for the key of PyTorch's cache of traced graphs (AOTAutogradCache).
 
-        None, for no caching, where rules ask for modules' names: two graphs may differ in nothing else.
+        None, for no caching, where what is kept is named: two graphs may differ in nothing but their modules' names.
+        Routers are named too, but graphs that are alike to an op route at the same one.
         """
-        if self.need_module_path:
+        if self.saved or self.filter_modules:
             return None
         values = [getattr(self, field.name) for field in fields(self)]
         told = [sorted(map(str, value)) if isinstance(value, frozenset) else value for value in values]

@@ -72,6 +72,5 @@ def short_fqns(fqns: Sequence[str]) -> str:
         index = next((number for number, part in enumerate(parts) if part.isdecimal()), len(parts) - 1)
         below = "".join(f".{part}" for part in parts[index + 1 :])
         layers.setdefault(below, []).append(".".join(parts[: index + 1]))
-    return (
-        ", ".join(f"{layer}{below}" for below, found in layers.items() for layer in compress_fqns(found)) or "nothing"
-    )
+    short = [f"{layer}{below}" for below, found in layers.items() for layer in compress_fqns(found)]
+    return ", ".join(fqn or "the model" for fqn in short)

@@ -233,3 +233,22 @@ def test_entries_that_do_the_same_are_one() -> None:
     menu = "  - policy: selective\n    each: {save_ops: [[default, grouped_mm], [grouped_mm, default]]}\n"
     (group,) = space_of(menu, dense(4)).groups
     assert list(group.menu.values()) == [Treatment("selective", save_ops=("default", "grouped_mm"))]
+
+
+def test_a_mode_has_the_treatments_that_a_plan_may_have_with_it() -> None:
+    menu = """
+  - policy: full
+  - policy: selective
+    each: {save_ops: [default, topk]}
+  - policy: selective
+    filter_fqns: [router.gate]
+    optional: true
+  - policy: memory_budget
+    memory_budget: 0.5
+"""
+    head = "segments: 1\ncompile: ['off', 'off+ops', inside, 'inside+ops', layer]"
+    space = space_of(menu, mixture(3), head=head)
+    group = next(group for group in space.groups if len(group.menu) == 5)
+    found = {mode: len(group.menu_under(mode)) for mode in space.compile_modes}
+    # What is compiled inside is one op: no Linear in it can be filtered.
+    assert found == {"off": 4, "off+ops": 4, "inside": 1, "inside+ops": 3, "layer": 5}

@@ -17,6 +17,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from actune.errors import StorageError
+from actune.records import CompiledCode
 from actune.store import Store
 from actune.store.migrate import MIGRATIONS
 from actune.store.schema import HEAD_REVISION, VERSION_TABLE, metadata
@@ -138,6 +139,21 @@ def test_measurements_from_before_races_were_timed_to_their_end(tmp_path: Path) 
         store.record_trial("a", lost, reference_hash=None, budget_bytes=None)
         assert store.trials("a") == [trial(0), lost]
     assert differences(path, metadata) == []
+
+
+def test_of_measurements_from_before_it_is_not_known_what_ran_compiled(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    url = f"sqlite:///{path}"
+    with Store.open(url, create=True) as store:
+        store.create_study("a", SETTINGS, TARGET, ENVIRONMENT)
+        store.record_trial("a", trial(0), reference_hash=None, budget_bytes=None)
+    take_back(path, "0004")
+    code = CompiledCode(("moe.py:12: tolist",), ("layers.0.moe",), "compiled")
+    with Store.open(url, create=False) as store:
+        assert store.trials("a") == [trial(0)]
+        compiled = trial(1, measured=replace(measurement(1), compiled_code=code))
+        store.record_trial("a", compiled, reference_hash=None, budget_bytes=None)
+        assert [each.measurement.compiled_code for each in store.trials("a")] == [None, code]
 
 
 def test_newer_schema_is_refused_and_left_alone(path: Path) -> None:
