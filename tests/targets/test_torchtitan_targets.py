@@ -41,10 +41,10 @@ MENU = (NO_AC, FULL, SAC, EXPERTS)
 FLAVORS = {
     "llama3/debugmodel": ("?layers=3&seq=128&batch=4", {"Llama3TransformerBlock": ((0, 1, 2), "feed_forward")}),
     "deepseek_v3/debugmodel": (
-        "?layers=3&seq=128&batch=4",
-        {"DeepSeekV3TransformerBlock": ((0,), "feed_forward"), "DeepSeekV3TransformerBlock#2": ((1, 2), "moe")},
+        "?layers=2&seq=128&batch=4",
+        {"DeepSeekV3TransformerBlock": ((0,), "feed_forward"), "DeepSeekV3TransformerBlock#2": ((1,), "moe")},
     ),
-    "qwen3/debugmodel": ("?layers=3&seq=128&batch=2", {"Qwen3TransformerBlock": ((0, 1, 2), "feed_forward")}),
+    "qwen3/debugmodel": ("?layers=2&seq=128&batch=2", {"Qwen3TransformerBlock": ((0, 1), "feed_forward")}),
 }
 
 
