@@ -38,6 +38,7 @@ bench: $(STAMP)  ## Run the fast benchmarks: one JSON line each
 	$(BIN)/python benchmarks/profiling.py --fast
 	$(BIN)/python benchmarks/prediction.py --fast
 	$(BIN)/python benchmarks/search.py --fast
+	$(BIN)/python benchmarks/compiling.py --fast
 
 clean:  ## Remove the virtual environment, caches and studies
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist studies/*.db* studies/logs $(EXPORTS)
