@@ -19,8 +19,8 @@ def render_profile(document: dict[str, Any], *, with_ops: bool) -> None:
         if number:
             console.print()
         _render_class(console, entry, with_ops=with_ops)
-    if document["compiled"] is not None:
-        _render_compiled(console, document["compiled"])
+    if (compiled := document.get("compiled")) is not None:
+        _render_compiled(console, compiled)
     console.print(
         "\nFLOPs count a multiply-add as two; output: what the ops of the forward make; autograd keeps: of that, what "
         "is held for\nthe backward without AC; SAC keeps: with its default save list and every second matmul. A layer's"

@@ -26,7 +26,8 @@ def document():
 
 
 def test_the_document(document):
-    assert list(document) == ["target", "device", "sac_op_time_s", "layer_classes"]
+    assert list(document) == ["target", "device", "sac_op_time_s", "layer_classes", "compiled"]
+    assert document["compiled"] is None
     (entry,) = document["layer_classes"]
     assert " ".join(entry) == ENTRY
     assert entry["layers"] == ["layers.0", "layers.1", "layers.2"]
@@ -100,3 +101,12 @@ def test_exit_codes(actune, name, code):
     ended = actune("profile", "--target", f"{FAULTY}:{name}", "--batches", 1)
     assert ended.code == code
     assert not ended.out
+
+
+def test_a_wrapper_that_makes_a_region_eager_is_shown_with_a_warning(document, capsys):
+    entry = {"plan": "full", "outcome": "ok", "peak_bytes": 2048, "compile_s": 1.5, "graph_breaks": 2}
+    entry |= {"eager_fqns": ["layers.0", "layers.1"], "flex_attention": "eager", "warnings": ["wrap them apart"]}
+    render_profile(document | {"compiled": [entry]}, with_ops=False)
+    out = capsys.readouterr().out
+    assert "layers.0-1, FlexAttention" in out
+    assert "warning: full: wrap them apart" in out
