@@ -130,11 +130,6 @@ class LastRankRaises(_LastRankFails):
         raise ValueError("this rank has had enough")
 
 
-class LastRankOutOfMemory(_LastRankFails):
-    def misbehave(self):
-        raise MemoryError
-
-
 class LastRankExits(_LastRankFails):
     def misbehave(self):
         os._exit(7)

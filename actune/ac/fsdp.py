@@ -1,10 +1,10 @@
 """Plans on a model that `fully_shard` (FSDP2) has sharded already.
 
 The order is AC, compile, FSDP: `fully_shard` hooks what stands in a layer's place, so parameters are gathered before
-the checkpoint begins and sharded again after it has ended. A worker shards its model once and then switches plans when
-the hooks are on the layer itself: a region around it would have them inside, and what is compiled would be cut at each
-of them. So while a plan is attached the hooks move to a shell around whatever the plan puts in the layer's place. That
-is the module that the right order makes.
+the checkpoint begins and sharded again after it has ended. A worker shards its model once and then switches plans. By
+then the hooks are on the layer itself: a region around it would have them inside, and what is compiled would be cut at
+each of them. So while a plan is attached the hooks move to a shell around whatever the plan puts in the layer's place.
+That is the module that the right order makes.
 """
 
 from __future__ import annotations

@@ -134,11 +134,6 @@ class AsksForTooMuch(Plain):
         return super().loss(model, batch) + torch.empty(2**60, dtype=torch.uint8).sum()
 
 
-class Parallel(Plain):
-    def parallelize(self, model):
-        return model
-
-
 class OnMeta(Plain):
     def model(self):
         with torch.device("meta"):

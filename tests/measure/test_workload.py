@@ -30,11 +30,6 @@ def test_a_meta_buffer_that_nobody_fills_is_refused():
         workload("OnMetaWithoutInit")
 
 
-def test_parallelize_is_refused():
-    with pytest.raises(TargetError, match=r"has parallelize\(\).* Remove parallelize\(\) to tune the plan of one"):
-        workload("Parallel")
-
-
 @pytest.mark.parametrize("text", ["tpu", "cuda:x", "cpu:0", ""])
 def test_unknown_devices(text):
     with pytest.raises(UsageError, match=rf"device '{text}' is not known\. Expected cpu, cuda, cuda:N"):
