@@ -190,7 +190,7 @@ class TraceLayers:
     Attributes:
         plan_toml: what the step runs under. The traced layers get no AC from it, and nothing is compiled; the others
             may, where the step does not fit otherwise.
-        layer_fqns: the layers to trace; empty for a typical one of each class.
+        layer_fqns: the layers to trace; empty for a typical one of each class that is called.
         batches: how many of the target's batches are traced, from the first; a layer that runs other ops or sizes on
             one of them depends on data.
     """

@@ -13,7 +13,7 @@ Run = Callable[[TraceLayers], LayersTraced]
 
 
 def trace_classes(structure: ModelStructure, run: Run, *, batches: int = 3) -> LayersTraced:
-    """The op traces of a typical layer of each class.
+    """The op traces of a typical layer of each class that is called.
 
     Args:
         structure: the target's layers.
@@ -23,14 +23,15 @@ def trace_classes(structure: ModelStructure, run: Run, *, batches: int = 3) -> L
     Raises:
         DeviceMemoryError: the device has no room for the traced layers without AC even if all others are recomputed.
     """
-    fqns = tuple(layer_class.typical_fqn for layer_class in structure.classes)
+    typical = {layer_class.typical_fqn for layer_class in structure.classes}
     try:
-        return run(TraceLayers(_toml(Plan()), fqns, batches))
+        return run(TraceLayers(_toml(Plan()), batches=batches))
     except DeviceMemoryError:
-        others = [fqn for fqn in structure.layer_fqns if fqn not in fqns]
+        others = [fqn for fqn in structure.layer_fqns if fqn not in typical]
         if not others:
             raise
-        return run(TraceLayers(_toml(Plan.from_treatments(dict.fromkeys(others, Treatment("full")))), fqns, batches))
+        plan = Plan.from_treatments(dict.fromkeys(others, Treatment("full")))
+        return run(TraceLayers(_toml(plan), batches=batches))
 
 
 def _toml(plan: Plan) -> str:

@@ -19,6 +19,9 @@ from actune.plan import NO_AC, Plan, parse_plan
 def trace_layers(workload: Workload, request: TraceLayers) -> LayersTraced:
     """Runs steps under a plan and says what the layers asked for do in them, op by op.
 
+    Where none are named, one of each class is traced; a class whose layer no step calls, as a vision tower's of a model
+    that is trained on text, is left out.
+
     Raises:
         PlanError: the plan does not fit the model, or gives a layer to trace some AC, or compiles.
         TargetError: a layer to trace is not called in a step.
@@ -36,6 +39,14 @@ def trace_layers(workload: Workload, request: TraceLayers) -> LayersTraced:
             # Without values all batches are alike, and a simulated clock tells the same of each.
             batches = request.batches if workload.device.computes else 1
             steps = [_traced_step(workload, plan, fqns, step) for step in range(batches)]
+        if not request.layer_fqns:
+            fqns = tuple(fqn for fqn in fqns if any(fqn in step for step in steps))
+        for number, step in enumerate(steps):
+            for fqn in fqns:
+                if fqn not in step:
+                    raise TargetError(
+                        f"layer '{fqn}' is not called in step {number}, so there is nothing to trace in it."
+                    )
         traces = tuple(_combined(workload, fqn, [step[fqn] for step in steps]) for fqn in fqns)
         return LayersTraced(traces, sac_op_time_s(workload, traces) if workload.device.computes else 0.0)
     finally:
@@ -82,11 +93,12 @@ def _traced_step(workload: Workload, plan: Plan, fqns: Sequence[str], step: int)
         OpRecorder(layers, lambda: marks.marks[-1], timer) as recorder,
     ):
         workload.forward_backward(step)
-    for fqn, recording in recorder.recordings.items():
-        if recording.call is None:
-            raise TargetError(f"layer '{fqn}' is not called in step {step}, so there is nothing to trace in it.")
     stretches_s = timer.stretches_s
-    return {fqn: _Run(recording, recording.records(stretches_s)) for fqn, recording in recorder.recordings.items()}
+    return {
+        fqn: _Run(recording, recording.records(stretches_s))
+        for fqn, recording in recorder.recordings.items()
+        if recording.call is not None
+    }
 
 
 def _run_once(workload: Workload, plan: Plan) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 from actune.cost.model import CostModel
 from actune.cost.survey import begin_survey, extend_survey
 from actune.measure import Workload, measure_plan, open_device, profile_plan
+from actune.measure.tracing import trace_layers
+from actune.op_trace import TraceLayers
 from actune.plan import Plan, dump_plan
 from actune.records import MeasurePlan
 from actune.step_profile import PlanProfiled, ProfilePlan
@@ -95,6 +97,14 @@ def test_plans_keep_gradients_and_have_the_predicted_peak(architecture: Architec
         found = loss_and_gradients(workload, plan)
         assert found.keys() == expected.keys()
         assert [key for key in expected if not torch.equal(found[key], expected[key])] == [], name
+
+
+def test_a_tower_that_is_not_called_is_not_traced() -> None:
+    spec = next(one for one in ARCHITECTURES if one.config == "gemma3-multimodal").spec
+    workload = Workload(spec, open_device("cpu"), seed=0)
+    traced = trace_layers(workload, TraceLayers(dump_plan(Plan())))
+    assert [trace.class_name for trace in traced.layers] == ["Gemma3DecoderLayer", "Gemma3DecoderLayer#2"]
+    assert workload.structure.classes[0].name == "SiglipEncoderLayer"
 
 
 def test_the_documents_table_has_the_same_architectures() -> None:
