@@ -124,8 +124,8 @@ def join_ranks(target: BoundTarget, device_type: str, *, world_size: int) -> Ran
     if not target.can_parallelize:
         raise UsageError(
             f"target '{target.name}' has no parallelize(), so each of {max(processes, world_size)} processes would "
-            "train a model of its own. Give the target a method parallelize(model) that applies FSDP2 or tensor parallelism, "
-            "or leave --nproc-per-node and --world-size out."
+            "train a model of its own. Give the target a method parallelize(model) that applies FSDP2 or tensor "
+            "parallelism, or leave --nproc-per-node and --world-size out."
         )
     if world_size > 1:
         return _fake_ranks(world_size)
