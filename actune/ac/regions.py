@@ -14,7 +14,8 @@ from actune.ac.module_path import ModulePath, TracedModulePath
 from actune.ac.ops import CHOOSING_OPS, Op, check_op_exists, resolve_save_ops
 from actune.ac.recall import RoutingContexts
 from actune.ac.routing import NO_ROUTING, Routing
-from actune.ac.sac import EagerContexts, RegionMemory, SaveRules, traced_context_fn
+from actune.ac.sac import EagerContexts, traced_context_fn
+from actune.ac.save_rules import RegionMemory, SaveRules
 from actune.errors import PlanError
 from actune.plan import WHOLE_LAYER, CompileMode, SavedOp, Treatment
 

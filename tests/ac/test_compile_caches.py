@@ -9,7 +9,8 @@ from torch._inductor.utils import fresh_cache
 
 from actune.ac import apply_plan, remove_plan
 from actune.ac.regions import resolve_rules
-from actune.ac.sac import RegionMemory, traced_context_fn
+from actune.ac.sac import traced_context_fn
+from actune.ac.save_rules import RegionMemory
 from actune.plan import Plan, Treatment
 from tests.ac.models import IGNORE_TORCHS_OWN, step, tokens
 from tests.ac.test_compile import Layer, layers, matmuls_in_backward

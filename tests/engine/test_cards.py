@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from actune.engine import LocalEngine, cards, local, worker_environments
-from actune.engine.cards import visible_cards
+from actune.engine.cards import VISIBLE, visible_cards
 from actune.errors import UsageError
 from actune.plan import Plan, dump_plan
 from actune.records import LoadTarget, MeasurePlan, Outcome
@@ -82,9 +82,16 @@ def test_of_cards_that_are_split_the_user_names_the_parts(driver):
         visible_cards({})
 
 
+def test_jobs_of_several_processes_have_as_many_cards():
+    found = worker_environments("cuda", 2, {VISIBLE: "4,5,6,7,8"}, nproc_per_node=2)
+    assert [variables[VISIBLE] for variables in found] == ["4,5", "6,7"]
+    with pytest.raises(UsageError, match="--workers 3: 5 CUDA devices are visible, and each worker needs 2 of its own"):
+        worker_environments("cuda", 3, {VISIBLE: "4,5,6,7,8"}, nproc_per_node=2)
+
+
 def test_a_worker_that_dies_leaves_its_card_to_the_next_one(monkeypatch, tmp_path):
     places = ({"ACTUNE_TEST_PLACE": "a"}, {"ACTUNE_TEST_PLACE": "b"})
-    monkeypatch.setattr(local, "worker_environments", lambda device, workers, environment: places)
+    monkeypatch.setattr(local, "worker_environments", lambda *_, **__: places)
     target = LoadTarget(f"{FAULTY}:KilledUnderAPlan", "cpu", 0)
     full = '[[rule]]\nlayers = ["*"]\nwrap = ["."]\npolicy = "full"\n'
     killer = MeasurePlan(f"schema = 1\n{full}", None, None, timed_pairs=0)
