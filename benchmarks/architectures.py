@@ -1,4 +1,4 @@
-"""The architectures of `models.py`, one config each in `architectures/`, and the plans that each is run under."""
+"""The models of `models.py`: configs in `architectures/` and torchtitan's flavors, and the plans each runs under."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,26 @@ ARCHITECTURES = (
     Architecture("Mamba-2", "mamba2", tokens=32),
     Architecture("Jamba", "jamba", tokens=32),
 )
+
+
+@dataclass(frozen=True)
+class TorchtitanModel:
+    """A model of torchtitan's registry, shrunk to a few layers."""
+
+    name: str
+    spec: str
+
+    @property
+    def config(self):
+        return self.spec.partition("?")[0]
+
+
+TORCHTITAN_MODELS = (
+    TorchtitanModel("Llama 3", "torchtitan:llama3/debugmodel?layers=4&seq=256&batch=8"),
+    TorchtitanModel("DeepSeek-V3", "torchtitan:deepseek_v3/debugmodel?layers=4&seq=256&batch=8"),
+    TorchtitanModel("Qwen3", "torchtitan:qwen3/debugmodel?layers=4&seq=256&batch=8"),
+)
+"""With so many tokens that activations outweigh parameters and optimizer state."""
 
 
 def plans_of(model: nn.Module, structure) -> dict[str, Plan]:

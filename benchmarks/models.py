@@ -1,23 +1,25 @@
-"""Architectures of transformers: what is found in them, and whether plans keep their gradients and peaks are predicted.
+"""Models of transformers and torchtitan: what is found in them, whether plans keep gradients and peaks are predicted.
 
 Tiny models of random weights, eager on a CPU. Each is profiled as a search does it; then loss and every gradient under
 each plan are compared with those without AC, and the plan's peak with the predicted one. A table on stderr, one line of
 JSON last on stdout.
 
-    python benchmarks/models.py                     all of them
-    python benchmarks/models.py --fast              two
-    python benchmarks/models.py --save              also results/models.json and docs/models.md
+    python benchmarks/models.py                         all of transformers
+    python benchmarks/models.py --library torchtitan    the others
+    python benchmarks/models.py --fast                  the first one
+    python benchmarks/models.py --save                  also results/models-LIBRARY.json and docs/models.md
 """
 
 import argparse
 import gc
 import json
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
 import transformers.models.auto.modeling_auto  # noqa: F401  # many objects, which live bytes would be counted over
-from architectures import ARCHITECTURES, plans_of
+from architectures import ARCHITECTURES, TORCHTITAN_MODELS, plans_of
 from results import save
 
 from actune.cost.model import CostModel
@@ -36,22 +38,32 @@ PLANS = ("none", *CHECKPOINTED)
 def main():
     arguments = parse_arguments()
     gc.freeze()
-    chosen = [one for one in ARCHITECTURES if one.config in ("llama", "t5")] if arguments.fast else ARCHITECTURES
-    rows = []
-    for architecture in chosen:
-        rows.append(examine(architecture))
-        print(render(rows[-1]), file=sys.stderr, flush=True)
-    document = {"benchmark": "models", "rows": rows}
+    # torchtitan asks for autocast to float32 around routers, which a CPU does not have and says so at each step.
+    warnings.filterwarnings("ignore", message="In CPU autocast, but the target dtype")
+    models = {"transformers": ARCHITECTURES, "torchtitan": TORCHTITAN_MODELS}[arguments.library]
+    if arguments.fast:
+        models = models[:1]
+    document = {"benchmark": f"models-{arguments.library}", "rows": examine_all(models)}
     if arguments.save:
-        save("models", document)
-        write_table(rows)
+        save(document["benchmark"], document)
+        write_table(arguments.library, document["rows"])
     print(json.dumps(document))
+
+
+def examine_all(models):
+    """Rows, each printed as soon as it is there."""
+    rows = []
+    for model in models:
+        rows.append(examine(model))
+        print(render(rows[-1]), file=sys.stderr, flush=True)
+    return rows
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", choices=("transformers", "torchtitan"), default="transformers")
     parser.add_argument("--fast", action="store_true")
-    parser.add_argument("--save", action="store_true", help="write results/models.json and the table of docs/models.md")
+    parser.add_argument("--save", action="store_true", help="write the results and the table of docs/models.md")
     return parser.parse_args()
 
 
@@ -132,10 +144,12 @@ def _peak(plan):
     return f"{plan['measured_peak_bytes']:,} ({off})"
 
 
-def write_table(rows):
-    """Puts the table between the marks of docs/models.md."""
+def write_table(library, rows):
+    """Puts the table between the library's marks in docs/models.md."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    before, begin, rest = text.partition("<!-- table: benchmarks/models.py --save -->\n")
+    before, begin, rest = text.partition(
+        f"<!-- table of {library}: benchmarks/models.py --save --library {library} -->\n"
+    )
     _, end, after = rest.partition("<!-- end of the table -->")
     assert begin, "the document has its marks"
     assert end, "the document has its marks"

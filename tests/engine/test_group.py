@@ -32,7 +32,6 @@ def measure(engine, toml, **options):
     ("name", "outcome", "messages"),
     [
         ("LastRankRaises", Outcome.ERROR, ["rank 1: ValueError: this rank has had enough"]),
-        ("LastRankExits", Outcome.CRASHED, ["rank 1: the worker ended by itself with exit code 7"]),
         ("LastRankKilled", Outcome.CRASHED, ["rank 1: the worker was killed by SIGKILL"]),
         ("LastRankHangs", Outcome.TIMEOUT, ["rank 1", "--trial-timeout"]),
     ],

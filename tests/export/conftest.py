@@ -107,7 +107,12 @@ Install = Callable[[dict[str, str]], Path]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts a package `torchtitan` and the returned folder, for generated modules, on the import path."""
+    """Puts a package `torchtitan` and the returned folder, for generated modules, on the import path.
+
+    It hides the real one, which may be installed, or loaded by another test.
+    """
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchtitan"]:
+        monkeypatch.delitem(sys.modules, name)
     before = set(sys.modules)
 
     def install_files(files: dict[str, str]) -> Path:
@@ -115,6 +120,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
             path = tmp_path / "torchtitan" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(source)
+            for folder in path.relative_to(tmp_path).parents:
+                if folder.name:
+                    (tmp_path / folder / "__init__.py").touch()
         monkeypatch.syspath_prepend(tmp_path)
         return tmp_path
 

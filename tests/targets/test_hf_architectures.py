@@ -30,24 +30,17 @@ LAYERS = {
     "qwen3": [4],
     "qwen3-moe": [1, 3],
     "mixtral": [4],
-    "mixtral-loop": [4],
     "deepseek-v3": [1, 3],
     "gpt-oss": [2, 2],
     "gemma3": [4, 2],
-    "gemma3-multimodal": [2, 2, 2],
     "gpt-neox": [4],
-    "gpt2": [4],
     "opt": [4],
-    "falcon": [4],
     "bert": [4],
     "t5": [1, 2, 1, 2],
-    "bart": [3, 3],
     "whisper": [3, 3],
     "vit": [4],
-    "swin": [2, 2],
     "mamba": [4],
     "mamba2": [4],
-    "jamba": [2, 2],
 }
 
 
@@ -79,7 +72,12 @@ def model_of(workload: Workload, plans: dict[str, Plan]) -> CostModel:
     return CostModel(extend_survey(begin_survey(workload.structure, run, timed_steps=0), menus, run, timed_steps=0))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.config)
+# Near relatives of others, which the benchmark runs too: what is left out here takes a third of the time.
+_RELATIVES = {"mixtral-loop", "gemma3-multimodal", "gpt2", "falcon", "bart", "swin", "jamba"}
+EXAMINED = [architecture for architecture in ARCHITECTURES if architecture.config not in _RELATIVES]
+
+
+@pytest.mark.parametrize("architecture", EXAMINED, ids=lambda one: one.config)
 def test_plans_keep_gradients_and_have_the_predicted_peak(architecture: Architecture) -> None:
     tokens = None if architecture.tokens is None else 32
     workload = Workload(replace(architecture, tokens=tokens, examples=2).spec, open_device("cpu"), seed=0)

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from actune.ac import apply_plan
-from actune.measure import open_device
+from actune.measure.materialize import materialize
 from actune.plan import Plan, Rule, Treatment
 from actune.targets import load_target
 
@@ -33,7 +33,7 @@ def main(rank, store_path):
 
     def build():
         torch.manual_seed(0)
-        return open_device("cpu").build(target)
+        return materialize(target.model(), torch.device("cpu"), target=TARGET)
 
     expected = {name: 2 * grad for name, grad in gradients(target, build()).items()}  # of both ranks, on the same batch
     sharded = target.parallelize(build())

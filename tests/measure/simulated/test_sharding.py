@@ -162,7 +162,7 @@ def test_what_loading_says(workers):
 
 @pytest.mark.parametrize(
     ("device", "world_size", "message"),
-    [("cpu", 2, "can only be simulated, and 'cpu' is a real one"), ("sim:tiny", 0, "0 is no number of devices")],
+    [("cpu", 2, "has no parallelize(), so each of 2 processes"), ("sim:tiny", 0, "0 is no number of devices")],
 )
 def test_wrong_world_sizes(device, world_size, message):
     reply = Worker().answer(LoadTarget(SPEC, device, seed=0, world_size=world_size))
