@@ -130,11 +130,6 @@ class LastRankRaises(_LastRankFails):
         raise ValueError("this rank has had enough")
 
 
-class LastRankExits(_LastRankFails):
-    def misbehave(self):
-        os._exit(7)
-
-
 class LastRankKilled(_LastRankFails):
     def misbehave(self):
         os.kill(os.getpid(), signal.SIGKILL)
