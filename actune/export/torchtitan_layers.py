@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from actune.errors import UsageError
 from actune.plan import Plan, compress_fqns_text
+from actune.records import ModelStructure
 
 _LAYER = re.compile(r"layers\.[A-Za-z0-9_]+")
 _LAYER_OF_A_PART = re.compile(r"([A-Za-z0-9_.]+\.)?layers\.[A-Za-z0-9_]+")
@@ -33,6 +34,11 @@ def check_layer_names(layer_fqns: Sequence[str], program: str, *, below_parts: b
             f"{program} applies AC to the children of `layers`, but the plan's model has "
             f"{compress_fqns_text(others)}. Export with --format actune and call actune.apply_plan yourself."
         )
+
+
+def has_experts(structure: ModelStructure) -> bool:
+    """Whether a layer has a mixture of experts, by the names of its modules."""
+    return any("expert" in fqn.lower() for one in structure.classes for fqn in one.module_fqns)
 
 
 def settle_compile(plan: Plan, *, approximate: bool) -> tuple[bool, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from actune.errors import UsageError
 from actune.export.spec import Export, identifier
 from actune.export.torchtitan_fields import nearest_fields
 from actune.export.torchtitan_import import import_module_source
-from actune.export.torchtitan_layers import check_layer_names, settle_compile
+from actune.export.torchtitan_layers import check_layer_names, has_experts, settle_compile
 from actune.export.torchtitan_versions import TorchtitanVersion
 from actune.plan import Plan
 from actune.records import ModelStructure
@@ -47,7 +47,13 @@ def export_toml(
         if _custom_import(existing) == module_name:
             # Left by an earlier export of the same name, it would go on to apply that plan.
             sections["experimental"] = {"custom_import": ""}
-        hint = "\n".join(("Use it with --job.config_file.", *(f"note: {note}" for note in fields.notes)))
+        notes = fields.notes
+        if has_experts(structure) and any(t.is_checkpointed and t.save_routing for t in treatments.values()):
+            notes += (
+                f"torchtitan {version.name} has no save_routing, which the plan was measured with: routers run again when "
+                "they are recomputed, and may send a token to other experts than the forward did.",
+            )
+        hint = "\n".join(("Use it with --job.config_file.", *(f"note: {note}" for note in notes)))
         return Export(
             ((f"{identifier(name)}.toml", _merge(into, sections, into_name)),), fields.lost + compile_lost, hint
         )

@@ -9,6 +9,7 @@ from actune.export import Export, export_plan
 from actune.export.torchtitan_fields import nearest_fields
 from actune.export.torchtitan_versions import VERSIONS
 from actune.plan import Plan, Treatment
+from actune.records import LayerClass, ModelStructure
 from tests.export.models import MIXED, SIX_LAYERS, plan_of, structure_of
 
 # torchtitan/models/llama3/infra/parallelize.py of each version: `_save_list`, `_op_sac_save_list`.
@@ -347,3 +348,15 @@ def test_model_that_torchtitan_does_not_checkpoint() -> None:
 def test_plan_for_another_model() -> None:
     with pytest.raises(PlanError, match="reaches outside the model"):
         toml_export(plan_of(("layers.0-9", full())))
+
+
+def test_routers_that_are_recomputed_are_noted() -> None:
+    mixture = LayerClass("Block", SIX_LAYERS.layer_fqns, (), ("attention", "moe", "moe.experts"), ("attention",))
+    structure = ModelStructure(SIX_LAYERS.layer_fqns, (mixture,))
+
+    def notes(plan: Plan, of: ModelStructure) -> str:
+        return export_plan(plan, of, format="torchtitan-toml", version="0.2.2", name="s").next_steps
+
+    assert "note: torchtitan 0.2.2 has no save_routing" in notes(uniform(full()), structure)
+    assert "save_routing" not in notes(uniform(full(save_routing=False)), structure)
+    assert "save_routing" not in notes(uniform(full()), SIX_LAYERS)
