@@ -50,8 +50,8 @@ def export_toml(
         notes = fields.notes
         if has_experts(structure) and any(t.is_checkpointed and t.save_routing for t in treatments.values()):
             notes += (
-                f"torchtitan {version.name} has no save_routing, which the plan was measured with: routers run again when "
-                "they are recomputed, and may send a token to other experts than the forward did.",
+                f"torchtitan {version.name} has no save_routing, which the plan was measured with: recomputed "
+                "routers run again, and may send a token to other experts than the forward did.",
             )
         hint = "\n".join(("Use it with --job.config_file.", *(f"note: {note}" for note in notes)))
         return Export(
