@@ -45,6 +45,7 @@ class TorchtitanTarget:
         # As in torchtitan's recipes: logits are made, and their gradients taken, for an eighth of a sequence at a time.
         self._loss = _titan("components.loss").ChunkedLossWrapper.Config().build()
         self._asked, self._spec = spec, model_spec
+        self._device_type = "cpu"
         self._shape = (batch, seq)
 
     def model(self) -> nn.Module:
@@ -59,6 +60,7 @@ class TorchtitanTarget:
         Raises:
             UsageError: SDPA can't stand in, since the family's attention does more.
         """
+        self._device_type = device.type
         config = copy.deepcopy(self._spec.model)
         if device.type != "cuda":
             _use_sdpa(self._asked, config)
@@ -110,9 +112,8 @@ class TorchtitanTarget:
         # layouts for every module.
         parallelism = configs.ParallelismConfig(spmd_backend="partial_dtensor")
         dims = dims_module.ParallelDims.from_config(parallelism, _ranks())
-        kind = next(model.parameters()).device.type
         # torchtitan takes the device from what the machine has, and "cuda" where it has none.
-        of_machine, dims_module.device_type = dims_module.device_type, kind
+        of_machine, dims_module.device_type = dims_module.device_type, self._device_type
         try:
             dims.build_mesh()
         finally:
@@ -126,7 +127,7 @@ class TorchtitanTarget:
             ac_config=None,
             dump_folder="",
         )
-        if kind == "cpu":
+        if self._device_type == "cpu":
             # torchtitan divides gradients by nothing, which FSDP2 asks of collectives in a way that gloo does not know.
             for module in sharded.modules():
                 if isinstance(module, dist.fsdp.FSDPModule):

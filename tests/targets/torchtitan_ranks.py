@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from actune.ac import apply_plan
+from actune.measure import open_device
 from actune.measure.materialize import materialize
 from actune.plan import Plan, Rule, Treatment
 from actune.targets import load_target
@@ -47,6 +48,12 @@ def main(rank, store_path):
     for name, grad in found.items():
         error = (grad - expected[name]).norm() / expected[name].norm()
         assert error < 0.2, f"{name}: {error}"
+
+    # As a worker does it, and torchtitan's trainer: what is sharded has no storage yet.
+    device = open_device("cpu")
+    filled = device.distribute(target, device.build(target))
+    assert all(p.to_local().numel() == whole[name] // 2 for name, p in filled.named_parameters())
+    assert all(grad.isfinite().all() for grad in gradients(target, filled).values())
 
     # AC inside of what is sharded, as torchtitan's own order has it.
     planned = build()
