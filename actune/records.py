@@ -282,8 +282,8 @@ class GradientReport:
         tolerance: largest relative L2 error accepted for a tensor, 0.0 if bitwise.
         largest_error: the largest one found.
         worst: the parameter it was found at, or `loss`.
-        compared: whether there were values to compare. There are none on a simulated device; then nothing else here
-            says anything.
+        compared: whether there were values to compare. There are none on a simulated device, and none that mean
+            anything where other ranks are faked; then nothing else here says anything.
         explanation: what makes the difference, where that is known.
     """
 

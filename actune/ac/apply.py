@@ -102,6 +102,8 @@ class Application:
         if self.plan.compile == "off":
             return []
         if self.plan.compile == "off+ops":
+            if not any(treatment.policy == "selective" for treatment in treatments.values()):
+                return []  # what no SAC looks at is compiled as ever
             layers = [self.model.get_submodule(fqn) for fqn in treatments]
             recomputed = [place.module for place in self._places]
             return [PiecesAsOps(module) for module in dict.fromkeys([self.model, *layers, *recomputed])]
@@ -137,12 +139,12 @@ class Application:
 
     def _shells_of_sharded(self, treatments: dict[str, Treatment], holders: _Holders) -> list[Shell]:
         modules = [place.module for place in self._places]
-        if self.plan.compile != "off":
+        if self.plan.compile not in ("off", "off+ops"):
             eager = [
                 fqn for fqn, given in treatments.items() if self.plan.compile == "layer" or not given.is_checkpointed
             ]
             modules += [self.model.get_submodule(fqn) for fqn in eager]
-        for module in {"off": [], "model": [self.model]}.get(self.plan.compile, modules):
+        for module in {"off": [], "off+ops": [], "model": [self.model]}.get(self.plan.compile, modules):
             _refuse_sharded_inside(self.model, module)
         return [Shell(module, holders[module]) for module in dict.fromkeys(modules) if is_sharded(module)]
 

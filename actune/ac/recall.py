@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal, Self
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
@@ -45,9 +45,9 @@ class RoutingContexts:
     def attach(self) -> None:
         """Hooks the modules that route, and the experts."""
         for fqns, enter, leave in (
-            (self._routing.scopes, partial(self._switch, "scopes", True), partial(self._switch, "scopes", False)),
-            (self._routing.experts, partial(self._switch, "scopes", False), partial(self._switch, "scopes", True)),
-            (self._routing.routers, partial(self._count, 1), partial(self._count, -1)),
+            (self._routing.scopes, partial(self._enter, "scopes", True), partial(self._leave, "scopes")),
+            (self._routing.experts, partial(self._enter, "scopes", False), partial(self._leave, "scopes")),
+            (self._routing.routers, self._enter_router, self._leave_router),
         ):
             for fqn in fqns:
                 module = self._region_module if fqn == WHOLE_LAYER else self._region_module.get_submodule(fqn)
@@ -61,14 +61,23 @@ class RoutingContexts:
             handle.remove()
         self._handles.clear()
 
-    def _switch(self, where: _Where, on: bool) -> None:
+    def _enter(self, where: _Where, on: bool) -> None:
         if self.phase is not None and self.phase.where == where:
-            self.phase.switch(on)
+            self.phase.enter(on)
 
-    def _count(self, change: int) -> None:
+    def _leave(self, where: _Where) -> None:
+        if self.phase is not None and self.phase.where == where:
+            self.phase.leave()
+
+    def _enter_router(self) -> None:
         if self.phase is not None:
-            self.phase.routers_running += change
-            self._switch("routers", change > 0)
+            self.phase.routers_running += 1
+            self._enter("routers", True)
+
+    def _leave_router(self) -> None:
+        if self.phase is not None:
+            self._leave("routers")
+            self.phase.routers_running -= 1
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,8 @@ class _Phase(TorchDispatchMode):
         self.kept = kept
         self.routers_running = 0
         self.contexts = contexts
+        self._wanted: list[bool] = []  # by each module that is running and says so
+        self._is_on = False
 
     def __enter__(self) -> Self:
         self._outer = self.contexts.phase
@@ -95,14 +106,30 @@ class _Phase(TorchDispatchMode):
         return self
 
     def __exit__(self, *exc: object) -> None:
+        # Hooks are not called when the user interrupts a module.
+        self._wanted.clear()
+        self._switch()
         self.contexts.phase = self._outer
 
-    def switch(self, on: bool) -> None:
-        """Puts the mode on or takes it off."""
-        if on:
+    def enter(self, on: bool) -> None:
+        """A module begins in which the mode is to be on, or off."""
+        self._wanted.append(on)
+        self._switch()
+
+    def leave(self) -> None:
+        """It ends."""
+        self._wanted.pop()
+        self._switch()
+
+    def _switch(self) -> None:
+        wanted = bool(self._wanted) and self._wanted[-1]
+        if wanted and not self._is_on:
             super().__enter__()  # type: ignore[no-untyped-call]
-        else:
+            self._is_on = True
+        elif not wanted and self._is_on and _get_current_dispatch_mode() is self:
+            # Else a mode of the model's own is over it, and it stays on where it has nothing to do.
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._is_on = False
 
     def routes(self, op: Op) -> bool:
         """Whether the op chooses experts, or makes the scores to choose by."""

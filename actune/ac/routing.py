@@ -56,10 +56,12 @@ def find_routing(layer: nn.Module, below: str = WHOLE_LAYER) -> Routing:
             if _last(fqn) in _ROUTERS and any(_is_inside(fqn, m) for m in mixtures) and not _inside_any(fqn, experts)
         ]
     )
-    # A layer that is itself the mixture has attention in its code too, so there only the routers are looked at.
-    scopes = [mixture for mixture in mixtures if mixture] + [r for r in routers if not _inside_any(r, mixtures)]
+    # A layer that is itself the mixture has attention in its code too, and a list of modules has no code: there only
+    # the routers are looked at.
+    scopes = [m for m in mixtures if m and not isinstance(names[m], nn.ModuleList | nn.ModuleDict)]
     region = "" if below == WHOLE_LAYER else below
     in_region = [scope for scope in scopes if _is_inside(scope, region)]
+    in_region += [r for r in routers if _is_inside(r, region) and not _inside_any(r, in_region)]
     if not in_region and _inside_any(region, routers):
         return Routing((WHOLE_LAYER,), (), (WHOLE_LAYER,))
     return Routing(

@@ -83,16 +83,20 @@ _WRAPPERS = ("none", "full", "split-full")
 
 def _compiled_entries(engine: LocalEngine, structure: ModelStructure) -> list[dict[str, Any]]:
     """Each way to wrap layers that are compiled one by one: graph breaks, and what runs eagerly all the same."""
+    from actune.errors import PlanError
     from actune.plan import dump_plan, plan_hash
     from actune.plan.presets import preset_plan
-    from actune.records import MeasurePlan
+    from actune.records import Measurement, MeasurePlan, Outcome
     from actune.report import compile_warnings, compiled_part, plan_entry
 
     entries = []
     for preset in _WRAPPERS:
         click.echo(f"compiling the layers under {preset}", err=True)
         plan = replace(preset_plan(preset, structure), compile="layer")
-        measurement = engine.measure(MeasurePlan(dump_plan(plan), None, None, timed_pairs=0))
+        try:
+            measurement = engine.measure(MeasurePlan(dump_plan(plan), None, None, timed_pairs=0))
+        except PlanError as error:
+            measurement = Measurement(Outcome.ERROR, message=str(error))
         outcome, peak_bytes = measurement.outcome, measurement.peak_bytes
         entry = plan_entry(preset, plan_hash(plan), outcome=outcome, peak_bytes=peak_bytes)
         entry |= compiled_part(measurement)

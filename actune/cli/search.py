@@ -142,7 +142,10 @@ def _required(asked: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _name_for(asked: dict[str, Any]) -> str:
-    parts = [Path(asked["target"]).name, asked.get("budget"), "frontier" if asked.get("frontier") else None]
+    target = asked["target"]
+    # Flavors of different families have the same name.
+    named = target.removeprefix("torchtitan:") if target.startswith("torchtitan:") else Path(target).name
+    parts = [named, asked.get("budget"), "frontier" if asked.get("frontier") else None]
     slug = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(filter(None, parts)).replace("%", "pct"))
     return slug.strip("-")[:100]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Self
@@ -49,13 +49,15 @@ class ChoiceWatch(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, layer_fqns: tuple[str, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._scopes: dict[str, nn.Module] = {}
+        self._scopes: dict[str, nn.Module] = {}  # each module once, by its first name
         for fqn in layer_fqns:
             layer = model.get_submodule(fqn)
             for below in find_routing(layer).scopes:
                 name, module = (fqn, layer) if below == WHOLE_LAYER else (f"{fqn}.{below}", layer.get_submodule(below))
-                self._scopes[name] = module
+                if module not in self._scopes.values():
+                    self._scopes[name] = module
         self._running: list[str] = []
+        self._calls: Counter[str] = Counter()
         self._chosen: defaultdict[str, list[Tensor]] = defaultdict(list)
         self._chosen_again: defaultdict[str, list[Tensor]] = defaultdict(list)
         self._stack = ExitStack()
@@ -86,7 +88,10 @@ class ChoiceWatch(TorchDispatchMode):
         """By FQN of the mixture: how many rows of indices came out otherwise, and of how many. Only where some did."""
         found = {}
         for fqn, chosen_first in self._chosen.items():
-            pairs = list(zip(chosen_first, self._chosen_again[fqn], strict=False))
+            again = self._chosen_again[fqn]
+            if self._calls[fqn] > 2:
+                continue  # shared between layers: which recomputation belongs to which call is not known
+            pairs = list(zip(chosen_first, again, strict=False))
             differing = sum(_differing_rows(chosen, anew) for chosen, anew in pairs)
             if differing:
                 found[fqn] = (differing, sum(chosen.shape[0] for chosen, _ in pairs))
@@ -94,6 +99,7 @@ class ChoiceWatch(TorchDispatchMode):
 
     def _begin(self, fqn: str, module: nn.Module, args: Any) -> None:
         self._running.append(fqn)
+        self._calls[fqn] += 1
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self._running.pop()

@@ -193,7 +193,8 @@ class Workload:
         with self.under(plan):
             first_s = self._seconds_of_step()
             self.clear_gradients()
-            if plan.compile == "off" and frames_compiled() == frames:
+            # All ranks go on or none does: what one compiles depends on its own batch.
+            if plan.compile == "off" and not self.ranks.agree_max(frames_compiled() - frames):
                 return None
             watch = StepWatch(self.model)
             with watch.watching():

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import CheckpointError
 
 from actune.ac import apply_plan, remove_plan
@@ -207,6 +208,67 @@ def test_a_recomputation_that_chooses_more_often_is_refused():
         model(x).sum().backward()
 
 
+class Moe(nn.ModuleDict):
+    """Chooses twice. Its router drifts if it is one by its name; called as `route`, or as a module of its own."""
+
+    def __init__(self, router_name):
+        gate = DriftingGate if router_name == "router" else nn.Linear
+        super().__init__({router_name: gate(WIDTH, 4, bias=False), "experts": nn.Linear(WIDTH, WIDTH)})
+        self.router_name = router_name
+
+    def route(self, x):
+        weights, chosen = self[self.router_name](x).topk(2)
+        coarse, _ = (2 * weights).topk(1)
+        return self.experts(x * coarse) * weights.sum(-1, keepdim=True) + chosen.sum(-1, keepdim=True)
+
+
+class CalledMoe(nn.Module):
+    def __init__(self, router_name):
+        super().__init__()
+        self.__dict__["inner"] = inner = Moe(router_name)
+        for name, module in inner.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.inner.route(x)
+
+
+class Nested(nn.Module):
+    """A mixture in a list that has a shared expert beside it, which makes a mixture of the list as well."""
+
+    def __init__(self, moe):
+        super().__init__()
+        self.ffn = nn.ModuleDict({"shared_expert": nn.Linear(WIDTH, WIDTH), "moe": moe})
+
+    def forward(self, x):
+        moe = self.ffn.moe
+        return x + self.ffn.shared_expert(x) + (moe.route(x) if isinstance(moe, Moe) else moe(x))
+
+
+@pytest.mark.parametrize("kind", [Moe, CalledMoe])
+@pytest.mark.parametrize("router_name", ["router", "score"])
+def test_mixtures_in_lists(kind, router_name):
+    torch.manual_seed(0)
+    model, x = Stack(Nested(kind(router_name))), torch.randn(6, WIDTH)
+    expected = gradients(model, x)
+    apply_plan(model, uniform(Treatment("full")))
+    for _ in range(2):  # the second call looks at routers alone
+        restart(model)
+        assert same(gradients(model, x), expected)
+
+
+def test_an_interrupted_router_leaves_no_mode_behind():
+    class Interrupted(nn.Linear):
+        def forward(self, x):
+            raise KeyboardInterrupt
+
+    model, x = model_and_input(Interrupted, layers=1)
+    apply_plan(model, uniform(Treatment("full")))
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    assert _get_current_dispatch_mode() is None
+
+
 def tree(*fqns):
     """A module with submodules of these names; `xs*` is a ModuleList of two."""
     root = nn.Module()
@@ -243,6 +305,8 @@ def tree(*fqns):
         # transformers: Qwen3-MoE, and a list of experts
         (("mlp.gate", "mlp.experts"), ".", Routing(("mlp",), ("mlp.experts",), ("mlp.gate",))),
         (("mlp.gate", "mlp.experts*"), "mlp", Routing((".",), ("experts.0", "experts.1"), ("gate",))),
+        # a part of a mixture around its router
+        (("moe.routing.router", "moe.experts"), "moe.routing", Routing(("router",), (), ("router",))),
         # a layer that is itself the mixture
         (("self_attn.q", "router.proj", "experts"), ".", Routing(("router",), (), ("router",))),
         # dense: gates of other kinds

@@ -7,6 +7,7 @@ import click
 import pytest
 
 from actune.cli import actune as group
+from actune.cli.search import _name_for
 
 HEAVY = ("torch", "optuna", "sqlalchemy", "alembic", "pydantic", "rich")
 
@@ -41,3 +42,11 @@ def test_version(actune):
     from actune import __version__
 
     assert actune("--version").out == f"actune, version {__version__}\n"
+
+
+def test_studies_of_flavors_that_are_named_alike_have_names_of_their_own():
+    names = {
+        _name_for({"target": f"torchtitan:{family}/debugmodel", "budget": "60%"}) for family in ("llama3", "qwen3")
+    }
+    assert names == {"llama3-debugmodel-60pct", "qwen3-debugmodel-60pct"}
+    assert _name_for({"target": "path/to/file.py:Mine"}) == "file-py-Mine"
