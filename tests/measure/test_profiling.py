@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -46,15 +44,6 @@ class RaisesInLayer(Plain):
             raise ValueError("bad value")
 
     layer = Faulty
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_objects() -> Iterator[None]:
-    """Live bytes are counted over all objects that Python knows, which elsewhere are many."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def workload_of(name: str, module: str = HERE) -> Workload:

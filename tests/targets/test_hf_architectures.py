@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,15 +40,6 @@ LAYERS = {
     "mamba": [4],
     "mamba2": [4],
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_objects() -> Iterator[None]:
-    """Live bytes are counted over all objects that Python knows, which elsewhere are many."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def loss_and_gradients(workload: Workload, plan: Plan) -> dict[str, Tensor]:

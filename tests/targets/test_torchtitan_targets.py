@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,14 +48,12 @@ FLAVORS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _libraries_are_not_garbage() -> Iterator[None]:
+def _libraries_are_not_garbage() -> None:
     """Peaks need a collection before each step, which takes longer the more modules are loaded."""
     for family in ("llama3", "deepseek_v3", "qwen3"):
         importlib.import_module(f"torchtitan.models.{family}")
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def toml(plan: Plan) -> str:
