@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from actune.cli import run
+from tests.processes import MARK
 
 FAULTY = Path(__file__).parent / "targets" / "faulty.py"
 SOUND = f"{FAULTY}:Sound"
-MARK = "ACTUNE_TEST_MARK"
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,6 @@ def actune_process(*arguments, folder, mark=None):
 def ended(process):
     out, err = process.communicate(timeout=120)
     return Ended(process.returncode, out, err)
-
-
-def marked_processes(mark):
-    """Processes with the mark in their environment, zombies aside."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                environment = (folder / "environ").read_bytes()
-            except OSError:
-                continue  # gone in between, or another user's
-            if f"{MARK}={mark}".encode() in environment.split(b"\0"):
-                found.append(int(folder.name))
-    return found
 
 
 def wait_until(condition, *, what, limit_s=60.0):

@@ -4,7 +4,8 @@ import signal
 
 from actune.errors import UsageError
 from actune.store import Store
-from tests.cli.conftest import SOUND, actune_process, ended, is_whole, marked_processes, wait_until
+from tests.cli.conftest import SOUND, actune_process, ended, is_whole, wait_until
+from tests.processes import marked_processes
 
 SEARCH = ("search", "--target", SOUND, "--budget", "80%", "--study", "s", "--seed", 0, "--tolerance", 0)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import actune_process, ended, marked_processes, wait_until
+from tests.cli.conftest import actune_process, ended, wait_until
+from tests.processes import marked_processes
 
 SHARDED = f"{Path(__file__).parent.parent / 'sharded_targets.py'}:Sharded?layers=2&seq=64&batch=4"
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.cli.conftest import FAULTY, actune_process, ended, is_whole, marked_processes, wait_until
+from tests.cli.conftest import FAULTY, actune_process, ended, is_whole, wait_until
+from tests.processes import marked_processes
 
 
 @pytest.mark.parametrize(

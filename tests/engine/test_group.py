@@ -8,7 +8,7 @@ from actune.engine import LocalEngine
 from actune.errors import TargetError, UsageError
 from actune.plan import Plan, Rule, Treatment, dump_plan
 from actune.records import CompareGradients, LoadTarget, MeasurePlan, MeasureRounds, Outcome
-from tests.engine.conftest import marked_processes
+from tests.processes import marked_processes
 
 TARGETS = Path(__file__).parent.parent / "sharded_targets.py"
 NONE = dump_plan(Plan())

@@ -9,7 +9,7 @@ from actune.errors import PlanError, StorageError, TargetError, UsageError
 from actune.op_trace import TraceLayers
 from actune.plan import Plan, Rule, Treatment, dump_plan
 from actune.records import CompareGradients, LoadTarget, MeasurePlan, MeasureRounds, Outcome
-from tests.engine.conftest import marked_processes
+from tests.processes import marked_processes
 
 FAULTY = Path(__file__).parent.parent / "cli" / "targets" / "faulty.py"
 NONE = dump_plan(Plan())
