@@ -107,8 +107,8 @@ class Agenda:
         advice, reference = self._ledger.advice, self._ledger.reference
         if advice is None or reference is None:
             return None
-        if self._bounds_are_of != len(self._ledger.trials):
-            self._bounds, self._bounds_are_of = {}, len(self._ledger.trials)
+        if self._bounds_are_of != self._ledger.lessons:
+            self._bounds, self._bounds_are_of = {}, self._ledger.lessons
         if budget_bytes not in self._bounds:
             self._bounds[budget_bytes] = advice.bound(budget_bytes, self._ledger.best(budget_bytes), reference)
         return self._bounds[budget_bytes]
@@ -138,7 +138,7 @@ class Agenda:
             return self._foresight.may_fit(budget_bytes)
         if self._tolerance == 0:
             return True
-        number = len(self._ledger.trials)
+        number = self._ledger.lessons
         advice.explore(budget_bytes, number)
         # The pool is quick to look through. What it does not have is only looked for once it has nothing more to offer.
         if advice.pooled_gain(budget_bytes, best, number) > self._tolerance:
@@ -148,7 +148,7 @@ class Agenda:
 
     def _advise(self, advice: Advice, open_budgets: list[int], is_seen: IsSeen) -> bool:
         """Chooses the next plan, for one budget after the other."""
-        number = len(self._ledger.trials)
+        number = self._ledger.lessons
         for offset in range(len(open_budgets)):
             budget_bytes = open_budgets[(number + offset) % len(open_budgets)]
             best = self._ledger.best(budget_bytes)

@@ -13,6 +13,7 @@ from actune.plan import Plan, dump_plan
 from actune.records import Loaded, LoadTarget, MeasurePlan, Outcome
 from actune.search.advice import CONFIDENCE
 from actune.search.agenda import Agenda
+from actune.search.endurance import Endurance, failure
 from actune.search.forecast import Forecast
 from actune.search.foresight import Foresight
 from actune.search.identity import check_same_study
@@ -146,14 +147,36 @@ class _Coordinator:
                 deadline_s=self._deadline_s,
             )
             loop.recover()
+            endurance = Endurance(self._engine, budgets_bytes[0])
             reason = loop.run()
+            while self._is_best_disproved(ledger, endurance, budgets_bytes):
+                reason = loop.run()
         if (why := self._why(reason)) is not None:
             self._reporter.stage(why)
         self._reporter.stage("comparing the best plans and the presets side by side")
-        judge = Judge(loop.record, ledger, agenda, self._engine, self._reporter, self._store.predictions(self._name))
+        judge = Judge(
+            loop.record,
+            ledger,
+            agenda,
+            endurance,
+            self._engine,
+            self._reporter,
+            self._store.predictions(self._name),
+        )
         verdict = judge.decide(no_ac_runs=no_ac_runs, stopped=reason)
         self._store.save_verdict(self._name, verdict)
         return verdict
+
+    def _is_best_disproved(self, ledger: Ledger, endurance: Endurance, budgets_bytes: tuple[int, ...]) -> bool:
+        """Whether a best plan is over its budget in the long run: then the search has learned it, and goes on."""
+        for budget_bytes in budgets_bytes:
+            for best in ledger.fitting(budget_bytes)[:1]:
+                seen = endurance.seen(best)
+                if not seen.fits(budget_bytes):
+                    self._reporter.stage(f"{failure(seen)}: the search goes on")
+                    ledger.amend(seen)
+                    return True
+        return False
 
     def _why(self, reason: StopReason) -> str | None:
         """What is said of an end that nobody asked for."""

@@ -24,13 +24,15 @@ class Ledger:
     """A study's trials, in the order in which they ended.
 
     Attributes:
-        trials: all of them.
+        trials: all of them, as far as a longer run did not show more, as that run shows them.
+        lessons: how many there were: trials, and longer runs that showed more.
         relative_step_times: of those that were timed, by number.
         reference: the plan that they are timed against; None until one fits.
     """
 
     def __init__(self, foresight: Foresight, clock: Clock) -> None:
         self.trials: list[TrialRecord] = []
+        self.lessons = 0
         self.relative_step_times: dict[int, float] = {}
         self._foresight = foresight
         self._clock = clock
@@ -42,13 +44,17 @@ class Ledger:
     def add(self, trial: TrialRecord) -> None:
         """Takes a trial in."""
         self.trials.append(trial)
-        self._of_plan[trial.plan_hash] = trial
         self._plans[trial.plan_hash] = parse_plan(trial.plan_toml)
-        self._foresight.learn_peak(trial)
+        self._learn_peak(trial)
         relative = relative_step_time(trial.measurement, self._clock)
         if relative is not None:
             self.relative_step_times[trial.number] = relative
             self._is_believed = False
+
+    def amend(self, trial: TrialRecord) -> None:
+        """Takes in what a longer run showed of a trial that is known already."""
+        self.trials = [trial if known.number == trial.number else known for known in self.trials]
+        self._learn_peak(trial)
 
     def set_reference(self, plan: Plan) -> None:
         """What trials are timed against: known from the first trial that fits, which is the reference itself."""
@@ -95,6 +101,11 @@ class Ledger:
     def race(self, budget_bytes: int, *, timed_pairs: int) -> Race | None:
         """What the next trial is timed against."""
         return race_for(self.trials, self.relative_step_times, budget_bytes, self._clock, timed_pairs=timed_pairs)
+
+    def _learn_peak(self, trial: TrialRecord) -> None:
+        self._of_plan[trial.plan_hash] = trial
+        self._foresight.learn_peak(trial)
+        self.lessons += 1
 
     def _ratios(self, reference: Plan) -> Iterator[MeasuredRatio]:
         log_noise = self._log_noise()

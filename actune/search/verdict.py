@@ -11,8 +11,9 @@ from actune.engine import Engine
 from actune.errors import TargetError
 from actune.plan import Plan, dump_plan, parse_plan, plan_hash
 from actune.predictions import PredictionRecord
-from actune.records import CompareGradients, GradientReport, Measurement, MeasurePlan, MeasureRounds, Outcome
+from actune.records import CompareGradients, GradientReport, MeasurePlan, MeasureRounds, Outcome
 from actune.search.agenda import Agenda
+from actune.search.endurance import ENDURANCE_STEPS, Endurance, failure
 from actune.search.ledger import Ledger
 from actune.search.reporter import Reporter
 from actune.statistics import clock_of, median_step_time_s, relative_with_interval
@@ -25,14 +26,10 @@ from actune.study_records import (
     Verdict,
     VerdictEntry,
 )
-from actune.units import format_bytes
 
 CANDIDATES = 3
 """How many of the fastest plans within a budget are compared; of several budgets' fewer each."""
 CANDIDATES_OF_MANY = 2
-ENDURANCE_STEPS = 8
-"""Over so many steps, each on a batch of its own, the best plan's peak is taken before it is called the best: where
-what a step holds depends on its data, one that is just within the budget may be over it on another batch."""
 
 
 class Judge:
@@ -43,6 +40,7 @@ class Judge:
         study: StudyRecord,
         ledger: Ledger,
         agenda: Agenda,
+        endurance: Endurance,
         engine: Engine,
         reporter: Reporter,
         predictions: Iterable[PredictionRecord],
@@ -53,6 +51,7 @@ class Judge:
             study: its record.
             ledger: its finished trials.
             agenda: knows what could still be found.
+            endurance: runs what may be called the best for longer.
             engine: measures.
             reporter: hears of plans that fail the last tests.
             predictions: of the study.
@@ -62,13 +61,13 @@ class Judge:
         self._budgets_bytes = study.budgets_bytes
         self._ledger = ledger
         self._agenda = agenda
+        self._endurance = endurance
         self._engine = engine
         self._reporter = reporter
         self._predictions = {record.plan_hash: record for record in predictions}
         self._named = {record.plan_hash for record in self._predictions.values() if record.preset is not None}
         self._trials = {trial.number: trial for trial in ledger.trials}
         self._gradients: dict[str, GradientReport] = {}
-        self._endurance: dict[str, Measurement] = {}
 
     def decide(self, *, no_ac_runs: bool, stopped: StopReason) -> Verdict:
         """Measures the best plans that fit and the presets again, in interleaved rounds, and picks the winner.
@@ -198,20 +197,10 @@ class Judge:
 
     def _peak_over_many_steps(self, trial: TrialRecord, budget_bytes: int) -> int | None:
         """The highest peak of the trial and of more steps on other batches; None if that is over the budget."""
-        if trial.plan_hash not in self._endurance:
-            request = MeasurePlan(
-                trial.plan_toml, None, self._budgets_bytes[0], timed_pairs=0, peak_steps=ENDURANCE_STEPS
-            )
-            self._endurance[trial.plan_hash] = self._engine.measure(request)
-        measurement = self._endurance[trial.plan_hash]
-        peaks = [peak for peak in (trial.measurement.peak_bytes, measurement.peak_bytes) if peak is not None]
-        if measurement.outcome is Outcome.OK and max(peaks) <= budget_bytes:
-            return max(peaks)
-        name = trial.preset or f"trial {trial.number}"
-        self._reporter.stage(
-            f"{name} fits in its trial, not over {ENDURANCE_STEPS} steps on other batches "
-            f"({measurement.message or 'peak ' + format_bytes(max(peaks))}); trying the next fastest"
-        )
+        seen = self._endurance.seen(trial)
+        if seen.fits(budget_bytes):
+            return seen.measurement.peak_bytes
+        self._reporter.stage(f"{failure(seen)}; trying the next fastest")
         return None
 
     def _compare_gradients(self, trial: TrialRecord, *, no_ac_runs: bool) -> GradientReport:

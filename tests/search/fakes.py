@@ -142,6 +142,8 @@ class Machine:
     """Plans that were run for many steps."""
     endurance: dict[str, Measurement] = field(default_factory=dict)
     """By plan hash: what many steps come to, in place of the formula."""
+    endurance_factor: float = 1.0
+    """How much higher than the formula's the peak of many steps is."""
     references: list[str] = field(default_factory=list)
     rounds: list[list[str]] = field(default_factory=list)
     compared: list[tuple[str, str]] = field(default_factory=list)
@@ -199,6 +201,10 @@ class FakeEngine:
             machine.endured.append(name)
             if name in machine.endurance:
                 return machine.endurance[name]
+            if machine.endurance_factor != 1.0:
+                peak_bytes = round(machine.endurance_factor * peak_of(plan, machine.structure))
+                over = request.budget_bytes is not None and peak_bytes > request.budget_bytes
+                return Measurement(Outcome.OVER_BUDGET if over else Outcome.OK, peak_bytes)
         elif not is_trial:
             machine.uncapped.append(name)
             if name == NO_AC_HASH and machine.without_ac is not None:

@@ -116,14 +116,37 @@ def test_a_plan_that_is_over_its_budget_in_the_long_run_leaves_it_to_the_next_fa
     machine.endurance[fastest] = Measurement(Outcome.OVER_BUDGET, 2100, message="over in step 5")
     listener = Listener()
     verdict = search(store, machine, sampler="thompson", trials=16, reporter=listener)
-    by_time = [
-        entry.plan_hash
-        for entry in sorted(verdict.entries, key=lambda entry: entry.relative_step_time)
-        if peak_of(parse_plan(store.plan_toml(entry.plan_hash)), machine.structure) <= 2000
+    trials = {trial.plan_hash: trial for trial in store.trials("a")}
+    assert trials[fastest].measurement.outcome is Outcome.OK
+    others = [
+        time_of(parse_plan(trial.plan_toml), machine.structure)
+        for plan_hash, trial in trials.items()
+        if plan_hash != fastest and trial.fits(2000)
     ]
-    assert by_time[0] == fastest
-    assert verdict.best_hash == by_time[1]
-    assert any("trying the next fastest" in stage and "over in step 5" in stage for stage in listener.stages)
+    assert verdict.best_toml is not None
+    assert time_of(parse_plan(verdict.best_toml), machine.structure) == min(others)
+    (said,) = [stage for stage in listener.stages if "the search goes on" in stage]
+    assert "over in step 5" in said
+    assert f"trial {trials[fastest].number} fits in its trial, not over 8 steps" in said
+
+
+def test_the_search_learns_from_plans_that_are_over_the_budget_in_the_long_run(store: Store, machine: Machine) -> None:
+    """It aims lower, and finds the best plan that fits in the long run, not just the best of those it had tried."""
+    machine.endurance_factor = 1.1
+    verdict = search(store, machine, sampler="thompson", trials=30)
+    assert verdict.best_toml is not None
+    plan = parse_plan(verdict.best_toml)
+    assert verdict.budgets[0].peak_bytes == round(1.1 * peak_of(plan, machine.structure)) <= 2000
+    assert time_of(plan, machine.structure) <= 1.01 * fastest_that_fits_s(machine, int(2000 / 1.1))
+    assert verdict.trials < 30
+
+
+def test_a_search_ends_where_no_plan_fits_in_the_long_run(store: Store, machine: Machine) -> None:
+    machine.endurance_factor = 2.0
+    verdict = search(store, machine, sampler="thompson", trials=12)
+    assert verdict.best_hash is None
+    assert len(machine.endured) == len(set(machine.endured))
+    assert {trial.plan_hash for trial in store.trials("a") if trial.fits(2000)} <= set(machine.endured)
 
 
 def test_a_plan_that_is_over_a_small_budget_in_the_long_run_may_be_the_best_of_a_larger_one(
