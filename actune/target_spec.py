@@ -29,6 +29,10 @@ SIZE_OPTIONS: Mapping[str, str] = MappingProxyType(
     {"layers": "number of layers", "batch": "sequences in a batch", "seq": "tokens in a sequence"}
 )
 
+DTYPE_OPTION = "dtype"
+DTYPES = ("float32", "bfloat16")
+"""What `dtype` of torchtitan's training config may be."""
+
 _FORMS = (
     f"a built-in name ({', '.join(BUILTIN_TARGETS)}), hf:path/to/config.json, torchtitan:family/flavor, "
     "path/to/file.py:attr, or package.module:attr, each with options as ?key=value&key=value if need be"
@@ -48,7 +52,7 @@ class TargetSpec:
         location: the built-in's name, the path, torchtitan's family/flavor, or the module's dotted name.
         attribute: the class or callable in a user's file or module; empty for the other families.
         options: in the order given, keys unique. For a user's own keyword arguments; for the others the keys of
-            SIZE_OPTIONS, with values that are positive integers.
+            SIZE_OPTIONS, with values that are positive integers, and for torchtitan `dtype`, one of DTYPES.
 
     Raises:
         UsageError: at construction, if what is named does not exist or an option is not understood.
@@ -79,6 +83,11 @@ class TargetSpec:
     def size(self, option: str) -> int | None:
         """The value of `layers`, `batch` or `seq`, None if not given. Not for a user's own."""
         return next((int(value) for key, value in self.options if key == option), None)
+
+    @property
+    def dtype(self) -> str:
+        """Of a model of torchtitan: the value of `dtype`, by default the first of DTYPES, as in torchtitan."""
+        return next((value for key, value in self.options if key == DTYPE_OPTION), DTYPES[0])
 
     @property
     def is_users_own(self) -> bool:
@@ -132,10 +141,20 @@ class TargetSpec:
                         f"target '{self.text}': '{key}' can't be a keyword argument. Expected ?name=value&name=value."
                     )
                 continue
+            if key == DTYPE_OPTION and self.family == "torchtitan":
+                if value not in DTYPES:
+                    raise UsageError(
+                        f"target '{self.text}': dtype={value} is none that torchtitan trains in. Expected one of: "
+                        f"{', '.join(DTYPES)}."
+                    )
+                continue
             if key not in SIZE_OPTIONS:
-                near = difflib.get_close_matches(key, SIZE_OPTIONS, n=1)
+                meanings = dict(SIZE_OPTIONS)
+                if self.family == "torchtitan":
+                    meanings[DTYPE_OPTION] = f"of the whole model: {' or '.join(DTYPES)}"
+                near = difflib.get_close_matches(key, meanings, n=1)
                 hint = f" Did you mean '{near[0]}'?" if near else ""
-                known = ", ".join(f"{name} ({meaning})" for name, meaning in SIZE_OPTIONS.items())
+                known = ", ".join(f"{name} ({meaning})" for name, meaning in meanings.items())
                 raise UsageError(f"target '{self.text}': unknown option '{key}'.{hint} Known options: {known}.")
             if re.fullmatch(r"[0-9]{1,9}", value) is None or int(value) == 0:
                 raise UsageError(

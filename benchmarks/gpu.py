@@ -189,7 +189,7 @@ def watch(name: str, arguments: argparse.Namespace, storage: str, end_s: float, 
         try:
             ended = "whole" if process.wait(timeout=POLL_S) == 0 else f"FAILED with exit code {process.returncode}"
         except subprocess.TimeoutExpired:
-            if time.monotonic() > end_s:
+            if time.monotonic() > start_s + share_s:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # its worker ends with the pipe between them
                 process.wait()

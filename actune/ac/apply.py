@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from actune.ac.compiling import CompiledModule, PiecesAsOps, SharedCode, check_can_wrap
+from actune.ac.foreign import own_checkpointing
 from actune.ac.fsdp import Shell, is_sharded, sharded_below
 from actune.ac.regions import Region, RegionFactory, filtered_linears, region_draws_random_numbers
 from actune.ac.routing import find_routing
@@ -56,9 +57,11 @@ class Application:
             layer_fqns: the model's layers; found by `discover` if None.
 
         Raises:
-            PlanError: the plan does not fit the model.
+            PlanError: the plan does not fit the model, or the model checkpoints something by itself.
             TargetError: `layer_fqns` is None and no layers are found.
         """
+        if (found := own_checkpointing(model)) is not None:
+            raise PlanError(found)
         if layer_fqns is None:
             layer_fqns = discover(model).layer_fqns
         self.model = model
@@ -112,6 +115,8 @@ class Application:
         if self.plan.compile == "model":
             share = _share_of_whole_model(treatments)
             _refuse_random_numbers(self.model, "the model", share)
+            for fqn, treatment in treatments.items():
+                _refuse_lost_routing(self.model.get_submodule(fqn), fqn, treatment)
             return [CompiledModule(self.model, "", code=code, kind="model", check=check, memory_budget=share)]
         compiled = []
         if self.plan.compiles_inside:
@@ -125,6 +130,7 @@ class Application:
                 continue
             layer = self.model.get_submodule(fqn)
             _refuse_random_numbers(layer, fqn, treatment.memory_budget)
+            _refuse_lost_routing(layer, fqn, treatment)
             compiled.append(
                 CompiledModule(
                     regions.get(layer, layer),
@@ -226,6 +232,17 @@ def _refuse_random_numbers(module: nn.Module, name: str, memory_budget: float | 
         )
 
 
+def _refuse_lost_routing(layer: nn.Module, name: str, treatment: Treatment) -> None:
+    """Raises PlanError where the compiler may choose experts anew and the plan does not say so."""
+    if treatment.memory_budget in (None, 1) or not treatment.save_routing or not find_routing(layer, WHOLE_LAYER):
+        return
+    raise PlanError(
+        f"memory_budget: {name} chooses experts, and what the compiler recomputes may round otherwise and choose other "
+        "ones. Set save_routing = false to allow that (the comparison of gradients shows whether it happens), or use "
+        "full or selective, which keep the choice."
+    )
+
+
 def _submodule(layer: nn.Module, below: str, layer_fqn: str) -> nn.Module:
     modules = {fqn: module for fqn, module in layer.named_modules() if fqn}
     if below not in modules:
@@ -286,7 +303,8 @@ def apply_plan(model: nn.Module, plan: Plan, *, layer_fqns: Sequence[str] | None
         The same model.
 
     Raises:
-        PlanError: the plan does not fit the model, or a plan is applied already.
+        PlanError: the plan does not fit the model, the model checkpoints something by itself, or a plan is applied
+            already.
         TargetError: no layers are found and `layer_fqns` is None.
     """
     if _APPLIED in model.__dict__:

@@ -145,6 +145,8 @@ class _Forward(_Phase):
 
     def __exit__(self, *exc: object) -> None:
         super().__exit__(*exc)
+        if exc[0] is not None:  # what the rest of the forward would have chosen is not known
+            return
         self.contexts.where = "routers" if self.kept and not self._chose_outside else "scopes"
 
     def __torch_dispatch__(self, op: Op, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:

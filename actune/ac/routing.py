@@ -1,9 +1,9 @@
 """Mixtures of experts: a recomputation must send each token to the experts that its forward chose.
 
 Where a region is recomputed, router logits that come out otherwise in a last bit may choose other experts: backward
-then fails over shapes, or silently differentiates another function (torchtitan #1117). So what chooses is kept under
-every policy: outputs of `topk` and the like, and of the routers' own matmuls, which are small. torchtitan keeps
-`topk` since #3146.
+then fails over shapes, or silently differentiates another function (torchtitan #1117). So what chooses is kept
+under full AC and SAC: outputs of `topk` and the like, and of the routers' own matmuls, which are small. torchtitan
+keeps `topk` since #3146.
 """
 
 from __future__ import annotations

@@ -83,7 +83,9 @@ VERDICT_ROUNDS = 9
     metavar="T",
     help="The search ends once no plan is believed to beat the best by more than this share; 0 for never. Default: 1%.",
 )
-@click.option("--timeout", type=DurationType(), help="No trial starts after this long, such as 2h. Default: none.")
+@click.option(
+    "--timeout", type=DurationType(), help="No trial but the first starts after this long, such as 2h. Default: none."
+)
 @click.option(
     "--trial-timeout", type=DurationType(), help=f"Cap on loading and on each trial. Default: {DEFAULT_TRIAL_TIMEOUT}."
 )

@@ -34,6 +34,8 @@ from actune.records import (
 )
 from actune.step_profile import PlanProfiled, ProfilePlan
 
+_CLOSED = "the engine is closed, so no worker is started for what was still asked of it."
+
 
 class LocalEngine:
     """Runs requests on workers of this machine. A worker that dies costs its request, never the study.
@@ -214,7 +216,7 @@ class LocalEngine:
         worker: Worker
         try:
             if self._closed:
-                raise ActuneError("the engine is closed, so no worker is started for what was still asked of it.")
+                raise ActuneError(_CLOSED)
             if nproc == 1:
                 worker = WorkerProcess(self._log_folder / f"worker-{number}.log", environment)
             else:
@@ -225,6 +227,8 @@ class LocalEngine:
             raise
         self._alive.add(worker)
         try:
+            if self._closed:  # since it was looked at above: then nobody else ends this one
+                raise ActuneError(_CLOSED)
             reply = worker.ask(self._target, timeout_s=self._timeout_s)
         except WorkerDiedError as death:
             self._retire(worker)

@@ -2,7 +2,8 @@
 
 A break inside a checkpointed region compiles nothing of it and says nothing (pytorch #139989). So a step that compiles
 nothing any more is watched from Python: compiled code does not call the `forward` of the modules that were traced into
-it, code that Dynamo gave up does, and whatever inductor compiled is entered by `CompiledFxGraph.__call__`.
+it, code that Dynamo gave up does, and whatever inductor compiled is entered by `CompiledFxGraph.__call__`. On a card,
+backward and recomputation run in a thread of autograd's own, and what is watched is the forward.
 """
 
 from __future__ import annotations

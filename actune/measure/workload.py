@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from actune.ac import Application
+from actune.ac import Application, own_checkpointing
 from actune.errors import PlanError, TargetError
 from actune.measure.compiled_code import CompileReport, GraphBreaks, StepWatch, frames_compiled
 from actune.measure.device import Device
@@ -49,7 +48,8 @@ class Workload:
         Raises:
             UsageError: what the spec names does not exist, or there are several ranks and the target has no
                 `parallelize`.
-            TargetError: the target's code raised, or the model has no layers, or is another one on another rank.
+            TargetError: the target's code raised, or the model has no layers, checkpoints something by itself, or is
+                another one on another rank.
         """
         self._spec_text = spec_text
         self.device = device
@@ -60,6 +60,8 @@ class Workload:
         if device.computes:
             self.ranks = join_ranks(self.target, device.torch_device.type, world_size=world_size)
         model = device.build(self.target)
+        if (found := own_checkpointing(model)) is not None:
+            raise TargetError(f"target '{spec_text}': {found}")
         # Before it is distributed: `fully_shard` gives modules classes of its own.
         self.structure: ModelStructure = discover(model, self.target.layer_fqns)
         self._structure_fingerprint = structure_fingerprint(model)
@@ -69,6 +71,7 @@ class Workload:
         self._start = _copy_of_state(self.model) if device.computes else {}
         self._applications: dict[str, Application] = {}
         self._pieces_as_ops = False  # how what the model compiles itself was compiled, if it was
+        self._frames_known = frames_compiled()  # when compiled code was last dropped
         self._resets = 0  # of compiled code, amid a request
         self._resets_of_code: dict[str, int] = {}  # how many there had been when a plan ran last, by its hash
         self._optimizer: Optimizer | None = None
@@ -188,9 +191,9 @@ class Workload:
 
     def _first_steps(self, plan: Plan) -> CompileReport | None:
         """What compiles in a first step, by a second one beside it; None if nothing did."""
-        breaks = GraphBreaks()
         frames = frames_compiled()
         with self.under(plan):
+            breaks = GraphBreaks()  # not before: compiled code may be dropped on the way in, and the list with it
             first_s = self._seconds_of_step()
             self.clear_gradients()
             # All ranks go on or none does: what one compiles depends on its own batch.
@@ -203,9 +206,10 @@ class Workload:
         return CompileReport(None if plan.compile == "off" else max(0.0, first_s - next_s), code)
 
     def _seconds_of_step(self) -> float:
-        start_s = time.perf_counter()
-        self.forward_backward(0)
-        return time.perf_counter() - start_s
+        def step() -> None:
+            self.forward_backward(0)
+
+        return self.device.timed(step).step_time_s
 
     @contextmanager
     def under(self, plan: Plan) -> Iterator[None]:
@@ -256,13 +260,17 @@ class Workload:
             torch._dynamo.reset()
 
     def forget_plans(self) -> None:
-        """Drops regions and compiled code of all plans."""
+        """Drops regions and compiled code of all plans, and of what the model compiles itself.
+
+        Else Dynamo would go by what it has seen under the plans before, and report only what it had not.
+        """
         compiled = any(application.plan.compile != "off" for application in self._applications.values())
         self._applications.clear()
         self._resets_of_code.clear()
-        if compiled:
+        if compiled or frames_compiled() != self._frames_known:
             torch._dynamo.reset()
             self._pieces_as_ops = False
+            self._frames_known = frames_compiled()
 
 
 def _copy_of_state(model: nn.Module) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ KNOBS_OF_POLICY: dict[PolicyName, frozenset[str]] = {
     "none": frozenset(),
     "full": _CHECKPOINT_KNOBS,
     "selective": _CHECKPOINT_KNOBS | _SAC_KNOBS,
-    "memory_budget": frozenset({"memory_budget"}),
+    "memory_budget": frozenset({"memory_budget", "save_routing"}),
 }
 
 _FQN = re.compile(r"[\w-]+(\.[\w-]+)*")
@@ -88,7 +88,8 @@ class Treatment:
         early_stop: stop recomputing as soon as everything that backward needs is there.
         preserve_rng_state: recompute with the random numbers of the forward.
         save_routing: keep what chooses experts in a mixture (outputs of `topk` and the like, and of routers' matmuls
-            that no filter names), so that a recomputation sends each token to the same ones.
+            that no filter names), so that a recomputation sends each token to the same ones. The compiler's own
+            policy can't, and is refused where experts are chosen unless this is false.
         memory_budget: memory_budget: the share of the layer's activations that the compiler may keep, 0 to 1
             (`torch._functorch.config.activation_memory_budget`); it does not bound the peak.
     """

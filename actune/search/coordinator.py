@@ -149,7 +149,9 @@ class _Coordinator:
             loop.recover()
             endurance = Endurance(self._engine, budgets_bytes[0])
             reason = loop.run()
-            while self._is_best_disproved(ledger, endurance, budgets_bytes):
+            while reason in (StopReason.TOLERANCE, StopReason.EXHAUSTED) and self._is_best_disproved(
+                loop.record, ledger, endurance
+            ):
                 reason = loop.run()
         if (why := self._why(reason)) is not None:
             self._reporter.stage(why)
@@ -167,13 +169,17 @@ class _Coordinator:
         self._store.save_verdict(self._name, verdict)
         return verdict
 
-    def _is_best_disproved(self, ledger: Ledger, endurance: Endurance, budgets_bytes: tuple[int, ...]) -> bool:
-        """Whether a best plan is over its budget in the long run: then the search has learned it, and goes on."""
-        for budget_bytes in budgets_bytes:
+    def _is_best_disproved(self, record: StudyRecord, ledger: Ledger, endurance: Endurance) -> bool:
+        """Whether a best plan is over its budget in the long run: then that is stored and learned."""
+        assert record.budgets_bytes, "budgets are known before the first trial"
+        for budget_bytes in record.budgets_bytes:
             for best in ledger.fitting(budget_bytes)[:1]:
                 seen = endurance.seen(best)
                 if not seen.fits(budget_bytes):
-                    self._reporter.stage(f"{failure(seen)}: the search goes on")
+                    self._reporter.stage(f"{failure(seen)}; the search goes on")
+                    self._store.amend_trial(
+                        self._name, seen, reference_hash=record.reference_hash, budget_bytes=record.budget_bytes
+                    )
                     ledger.amend(seen)
                     return True
         return False

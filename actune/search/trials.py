@@ -59,7 +59,7 @@ class TrialLoop:
             agenda: what comes next.
             foresight: what is predicted.
             ledger: the study's trials so far.
-            deadline_s: on the monotonic clock; no trial starts after it.
+            deadline_s: on the monotonic clock; no trial but the first starts after it.
         """
         assert record.budget_bytes is not None, "budgets are known before the first trial"
         self._store = store
@@ -117,7 +117,9 @@ class TrialLoop:
         left = self._settings.trials - len(self._ledger.trials) - len(self._running)
         if left <= 0:
             return StopReason.TRIALS
-        if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
+        # Without a trial there would be nothing to say, however long loading and profiling took.
+        has_begun = self._ledger.trials or self._running
+        if has_begun and self._deadline_s is not None and time.monotonic() >= self._deadline_s:
             return StopReason.TIMEOUT
         is_hopeless = self._record.target.static_bytes > self._budget_bytes
         if is_hopeless and not self._study.has_queued():

@@ -205,6 +205,36 @@ class Store:
                 trials.insert().values(study_id=row.id, measurement_id=measurement_id, **rows.trial_values(trial))
             )
 
+    def amend_trial(
+        self, study: str, trial: TrialRecord, *, reference_hash: str | None, budget_bytes: int | None
+    ) -> None:
+        """Stores what a longer run showed of a trial: another measurement, in the place of the one it had.
+
+        The earlier one stays for other studies that took it over.
+
+        Args:
+            study: its name.
+            trial: one that is stored, with the measurement that it has from here on.
+            reference_hash: as for `record_trial`.
+            budget_bytes: as for `record_trial`.
+
+        Raises:
+            StorageError: the study has no trial of that number.
+            ValueError: a number is NaN or infinite, which is the caller's mistake.
+        """
+        to_json(trial)
+        with self._writing() as connection:
+            row = self._study_row(connection, study)
+            if not rows.read_trials(connection, row.id, number=trial.number):
+                raise StorageError(
+                    f"{self._location.label}: study '{study}' has no trial {trial.number}. Has another process deleted "
+                    "it? Start a new study with --study."
+                )
+            key = MeasurementKey(row.target_fingerprint, row.environment_fingerprint, trial.plan_hash, reference_hash)
+            measurement_id = _insert_measurement(connection, key, trial, budget_bytes)
+            stored = trials.update().where(trials.c.study_id == row.id, trials.c.number == trial.number)
+            connection.execute(stored.values(measurement_id=measurement_id))
+
     def trials(self, study: str) -> list[TrialRecord]:
         """The study's finished trials, by number."""
         with self._reading() as connection:

@@ -19,6 +19,10 @@ _OWN_DEPTHS = ("encoder_layers", "decoder_layers", "num_encoder_layers", "num_de
 """By what names configs of encoder-decoders count the layers of each stack, besides num_hidden_layers."""
 
 
+_LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+"""By what names configs have the probability that a layer is skipped in a step (Fan et al. 2019)."""
+
+
 def transformers_library(target: str = "hf:") -> ModuleType:
     """The library.
 
@@ -41,7 +45,8 @@ def transformers_library(target: str = "hf:") -> ModuleType:
 def read_config(spec: TargetSpec) -> Any:
     """The `PreTrainedConfig` that a spec of the family `hf` names, with its option `layers` applied.
 
-    A cache of keys and values, and checkpointing that is not the plan's, are off in it and in the configs within it.
+    A cache of keys and values, layers that are skipped at random, and checkpointing that is not the plan's, are off in
+    it and in the configs within it.
 
     Raises:
         UsageError: transformers is not installed, the file is no config that it knows, or `layers` does not fit it.
@@ -51,17 +56,9 @@ def read_config(spec: TargetSpec) -> Any:
     config = _config(transformers, spec, fields)
     layers = spec.size("layers")
     if layers is not None:
-        parts = [name for name in _STACKS if name in config.sub_configs]
-        if not parts:
-            config = _config(transformers, spec, _with_layers(spec, config, fields, layers))
-        else:
-            changed = {
-                name: _with_layers(spec, getattr(config, name), fields.get(name) or {}, layers) for name in parts
-            }
-            config = _config(transformers, spec, fields | changed)
-        for part in [getattr(config, name) for name in parts] or [config]:
-            _check_layers(spec, part, layers)
-    _switch_cache_off(config)
+        config = _of_depth(transformers, spec, config, fields, layers)
+    for each in configs_within(config):
+        _make_steps_alike(each)
     return config
 
 
@@ -92,9 +89,12 @@ def _without_own_checkpointing(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _switch_cache_off(config: Any) -> None:
-    for each in configs_within(config):
-        each.use_cache = False
+def _make_steps_alike(config: Any) -> None:
+    """Switches off what inference needs, and LayerDrop: with it, each step would have layers of its own."""
+    config.use_cache = False
+    for name in _LAYER_DROPS:
+        if getattr(config, name, 0):
+            setattr(config, name, 0.0)
 
 
 def _config(transformers: ModuleType, spec: TargetSpec, fields: Mapping[str, Any]) -> Any:
@@ -122,10 +122,39 @@ def _depths(config: Any) -> list[str]:
     return [name for name in names if isinstance(getattr(config, name, None), int)]
 
 
-def _with_layers(spec: TargetSpec, config: Any, fields: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """The fields for another number of layers in each stack; what is listed for each layer is cut, or left to its
-    default.
+def _of_depth(transformers: ModuleType, spec: TargetSpec, config: Any, fields: dict[str, Any], layers: int) -> Any:
+    """The config with another number of layers in each stack.
+
+    What is listed for each layer is cut, or left to its default: lists with "layer" in their name, and if the config
+    does not take that, all that have as many entries as there are layers.
     """
+    parts = [name for name in _STACKS if name in config.sub_configs]
+    for part in [getattr(config, name) for name in parts] or [config]:
+        _check_has_depth(spec, part, layers)
+    refused = ""
+    for every_list in (False, True):
+        if parts:
+            changed = {
+                name: _with_layers(getattr(config, name), fields.get(name) or {}, layers, every_list=every_list)
+                for name in parts
+            }
+        else:
+            changed = _with_layers(config, fields, layers, every_list=every_list)
+        try:
+            found = _config(transformers, spec, fields | changed if parts else changed)
+        except UsageError as error:
+            refused = refused or " ".join(str(error.__cause__).split())
+            continue
+        for part in [getattr(found, name) for name in parts] or [found]:
+            _check_depth(spec, part, layers)
+        return found
+    raise UsageError(
+        f"target '{spec.text}': layers={layers} can't be applied to a config of '{config.model_type}', which then "
+        f"says: {refused.rstrip('.')}. Change the number of layers in the file."
+    )
+
+
+def _check_has_depth(spec: TargetSpec, config: Any, layers: int) -> None:
     depths = _depths(config)
     if not depths or getattr(config, "depths", None) is not None:
         what = "its layers in stages" if depths else "no 'num_hidden_layers'"
@@ -133,10 +162,14 @@ def _with_layers(spec: TargetSpec, config: Any, fields: Mapping[str, Any], layer
             f"target '{spec.text}': a config of '{config.model_type}' has {what}, so layers={layers} can't be "
             "applied. Change the number of layers in the file."
         )
+
+
+def _with_layers(config: Any, fields: Mapping[str, Any], layers: int, *, every_list: bool) -> dict[str, Any]:
+    depths = _depths(config)
     befores = {getattr(config, name) for name in depths}
     changed: dict[str, Any] = {}
     for name, value in fields.items():
-        if "layer" in name and isinstance(value, list) and len(value) in befores:
+        if isinstance(value, list) and len(value) in befores and ("layer" in name or every_list):
             if layers <= len(value):
                 changed[name] = value[:layers]
         else:
@@ -145,7 +178,7 @@ def _with_layers(spec: TargetSpec, config: Any, fields: Mapping[str, Any], layer
     return changed | dict.fromkeys(depths, layers)
 
 
-def _check_layers(spec: TargetSpec, config: Any, layers: int) -> None:
+def _check_depth(spec: TargetSpec, config: Any, layers: int) -> None:
     for name in _depths(config):
         if getattr(config, name) != layers:
             raise UsageError(

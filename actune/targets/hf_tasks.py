@@ -20,6 +20,25 @@ IGNORED_LABEL = -100
 LABELLED_SHARE = 0.15
 """Of the tokens of a masked LM, as in BERT (Devlin et al. 2018, section 3.1)."""
 
+_NOT_WITHOUT_PICTURES = ("idefics",)
+"""Types whose first input is text, but whose forward raises where there are no pictures."""
+
+_PADS_BEFORE = (
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Types whose positions start after that of the padding, so that so many fewer are left for tokens."""
+
 _OF_THE_TEXT = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 Batch = dict[str, Tensor]
@@ -52,6 +71,11 @@ class Task:
         found = getattr(transformers, self.mapping)[type(config)]
         return [one.__name__ for one in (found if isinstance(found, tuple) else (found,))]
 
+    def needs_more(self, transformers: ModuleType, config: Any) -> bool:
+        """Whether what the class takes first is no text."""
+        found = getattr(transformers, self.mapping)[type(config)]
+        return any(one.main_input_name != "input_ids" for one in (found if isinstance(found, tuple) else (found,)))
+
 
 def choose_task(transformers: ModuleType, config: Any, *, target: str) -> Task:
     """The task of a config: the first in the order of TASKS that has the class named in the config's `architectures`.
@@ -68,30 +92,36 @@ def choose_task(transformers: ModuleType, config: Any, *, target: str) -> Task:
     Raises:
         UsageError: no task is for the config.
     """
-    fitting = [task for task in TASKS if task.is_for(transformers, config)]
+    decodes = config.is_encoder_decoder
+    fitting = [
+        task for task in TASKS if task.is_for(transformers, config) and (decodes or task not in (SEQ_TO_SEQ, SPEECH))
+    ]
     named = config.architectures or ()
     for task in fitting:
         if any(name in named for name in task.class_names(transformers, config)):
-            return _checked(task, config, target)
-    if not config.is_encoder_decoder:
-        fitting = [task for task in fitting if task not in (SEQ_TO_SEQ, SPEECH)]
+            return _checked(task, transformers, config, target)
     if MASKED_LM in fitting and CAUSAL_LM in fitting:
-        fitting.remove(MASKED_LM if config.is_encoder_decoder or getattr(config, "is_decoder", False) else CAUSAL_LM)
+        fitting.remove(MASKED_LM if decodes or getattr(config, "is_decoder", False) else CAUSAL_LM)
     if not fitting:
         names = ", ".join(task.name for task in TASKS)
         raise UsageError(
             f"target '{target}': transformers has no model for the model type '{config.model_type}' that could be "
             f"trained here. Expected a config of one of: {names}; for another model write a Target of your own."
         )
-    return _checked(fitting[0], config, target)
+    return _checked(fitting[0], transformers, config, target)
 
 
-def _checked(task: Task, config: Any, target: str) -> Task:
+def _checked(task: Task, transformers: ModuleType, config: Any, target: str) -> Task:
     if task is SPEECH and not (hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions")):
         raise UsageError(
             f"target '{target}': what speech the model type '{config.model_type}' takes is not known. Expected a "
             "config with num_mel_bins and max_source_positions, as Whisper's; for another model write a Target of "
             "your own."
+        )
+    if task is IMAGE_AND_TEXT and (config.model_type in _NOT_WITHOUT_PICTURES or task.needs_more(transformers, config)):
+        raise UsageError(
+            f"target '{target}': a model of the type '{config.model_type}' does not run on text alone, and which "
+            "pictures it takes is not known here. Write a Target of your own."
         )
     return task
 
@@ -171,7 +201,12 @@ def _in_dtype(config: Any, tensor: Tensor) -> Tensor:
 
 
 def _longest_text(config: Any) -> int | None:
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = config.get_text_config()
+    longest: int | None = getattr(text, "max_position_embeddings", None)
+    if longest is None or text.model_type not in _PADS_BEFORE:
+        return longest
+    padding: int = text.pad_token_id
+    return longest - padding - 1
 
 
 def _longest_decoded(config: Any) -> int | None:

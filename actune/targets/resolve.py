@@ -66,14 +66,13 @@ def source_fingerprint(spec: TargetSpec) -> str:
     match spec.family:
         case "builtin":
             digest.update(spec.location.encode() + b"\0")
-            rooms = ("defaults", "tokens", "builtin", "dense", "moe")
-            paths = [Path(__file__).with_name(f"{room}.py") for room in rooms]
+            paths = _own_sources("builtin", "dense", "moe")
         case "hf":
             digest.update(transformers_version().encode() + b"\0")
-            paths = [Path(spec.location)]
+            paths = [Path(spec.location), *_own_sources("hf", "hf_config", "hf_tasks")]
         case "torchtitan":
             digest.update(spec.location.encode() + b"\0" + torchtitan_version().encode() + b"\0")
-            paths = [Path(__file__).with_name("torchtitan.py"), Path(__file__).with_name("tokens.py")]
+            paths = _own_sources("torchtitan")
         case "file":
             paths = [Path(spec.location)]
         case "module":
@@ -81,6 +80,11 @@ def source_fingerprint(spec: TargetSpec) -> str:
     for path in paths:
         digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _own_sources(*rooms: str) -> list[Path]:
+    """The files of this package that say what a target does, beside those that all have."""
+    return [Path(__file__).with_name(f"{room}.py") for room in ("defaults", "tokens", *rooms)]
 
 
 def _import_file(spec: TargetSpec, folder: Path) -> ModuleType:

@@ -11,7 +11,8 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
@@ -32,12 +33,19 @@ _VERSION = "0.3."
 _SDPA_FAMILIES = ("deepseek_v3", "kimi_k2_7", "llama3", "qwen3")
 
 
+_NO_LANGUAGE_MODELS = ("flux",)
+"""Families whose import alone needs packages that no language model does."""
+
+_NOT_ASKED_FOR = {"fla": "flash-linear-attention"}
+"""By module, what its package is called, where torchtitan's own requirements do not have it."""
+
+
 class TorchtitanTarget:
     """A decoder of torchtitan, random tokens that are one document per sequence, and the loss of its recipes.
 
-    In one process the model computes in float32, its experts in bfloat16. As one of several it is sharded and computes
-    in what torchtitan's training config says, bfloat16. Its load balancing of experts, a hook of its optimizer, is left
-    out, so that routing does not drift through the steps of a study.
+    In one process the model computes in its dtype (its experts in bfloat16 in any case). As one of several it is
+    sharded and computes in what torchtitan's training config says, bfloat16. Its load balancing of experts, a hook of
+    its optimizer, is left out, so that routing does not drift through the steps of a study.
     """
 
     def __init__(self, spec: TargetSpec, model_spec: Any, *, batch: int, seq: int) -> None:
@@ -64,7 +72,7 @@ class TorchtitanTarget:
         config = copy.deepcopy(self._spec.model)
         if device.type != "cuda":
             _use_sdpa(self._asked, config)
-        with torch.device("meta"):
+        with torch.device("meta"), _default_dtype(getattr(torch, self._asked.dtype)):
             model: nn.Module = config.build()
         model._skip_lm_head = True  # type: ignore[assignment] # the loss applies it, chunk by chunk
         return model
@@ -121,7 +129,9 @@ class TorchtitanTarget:
         sharded: nn.Module = self._spec.parallelize_fn(
             model,
             parallel_dims=dims,
-            training=configs.TrainingConfig(local_batch_size=self._shape[0], seq_len=self._shape[1]),
+            training=configs.TrainingConfig(
+                local_batch_size=self._shape[0], seq_len=self._shape[1], dtype=self._asked.dtype
+            ),
             parallelism=parallelism,
             compile_config=configs.CompileConfig(enable=False),
             ac_config=None,
@@ -144,6 +154,8 @@ def torchtitan_target(spec: TargetSpec) -> TorchtitanTarget:
     """
     torchtitan_version(spec.text)
     family, _, flavor = spec.location.partition("/")
+    if family in _NO_LANGUAGE_MODELS:
+        raise _no_language_model(spec, family)
     module = _family(spec, family)
     flavors = _flavors(module)
     if flavor not in flavors:
@@ -154,12 +166,10 @@ def torchtitan_target(spec: TargetSpec) -> TorchtitanTarget:
     model_spec = module.model_registry(flavor)
     config = model_spec.model
     if not isinstance(config, _titan("models.common.decoder").Decoder.Config):
-        raise UsageError(
-            f"target '{spec.text}': {family} is no language model, and only those can be targets. For this one write a "
-            "Target of your own."
-        )
+        raise _no_language_model(spec, family)
     if getattr(config, "vision_encoder", None) is not None:
         config.vision_encoder = None  # batches are text, and modules that never run are no layers
+    seq = _fit_sequence(spec, config)  # by all layers: the first may have no attention that says how long it may be
     layers = spec.size("layers")
     if layers is not None:
         if layers > len(config.layers):
@@ -168,7 +178,6 @@ def torchtitan_target(spec: TargetSpec) -> TorchtitanTarget:
                 f"{len(config.layers)}."
             )
         config.layers = config.layers[:layers]
-    seq = _fit_sequence(spec, config)
     return TorchtitanTarget(spec, model_spec, batch=spec.size("batch") or DEFAULT_BATCH, seq=seq)
 
 
@@ -214,10 +223,34 @@ def _family(spec: TargetSpec, family: str) -> ModuleType:
         found: ModuleType = _titan(f"models.{family}")
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"target '{spec.text}': torchtitan's {family} needs the package '{error.name}', which is not installed. "
-            "Install it, or all that torchtitan asks for: pip install 'actune[torchtitan]'"
+            f"target '{spec.text}': torchtitan's {family} needs the module '{error.name}', which is not installed. "
+            f"{_how_to_install(error.name)}"
         ) from error
     return found
+
+
+def _how_to_install(module: str | None) -> str:
+    if module in _NOT_ASKED_FOR:
+        return f"torchtitan does not ask for it itself; install it with: pip install {_NOT_ASKED_FOR[module]}"
+    return "Install all that torchtitan asks for: pip install 'actune[torchtitan]'"
+
+
+def _no_language_model(spec: TargetSpec, family: str) -> UsageError:
+    return UsageError(
+        f"target '{spec.text}': {family} is no language model, and only those can be targets. For this one write a "
+        "Target of your own."
+    )
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """As torchtitan's `set_default_dtype`: what is built in the block is of that dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _flavors(module: ModuleType) -> list[str]:

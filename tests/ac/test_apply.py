@@ -9,6 +9,7 @@ import torch
 import torch._functorch.config
 import torch._inductor.config
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from actune.ac import Application, apply_plan, remove_plan
 from actune.ac.regions import Region
@@ -128,6 +129,19 @@ def test_a_compiled_model_refuses_to_be_copied():
         copy.deepcopy(model)
     with pytest.raises(PlanError, match=r"actune\.remove_plan\(model\) first"):
         torch.save(model, io.BytesIO())
+
+
+def test_a_model_that_checkpoints_by_itself_is_refused():
+    model, plan = stack(2), uniform(Treatment("full"))
+    model.layers[1].gradient_checkpointing = True
+    with pytest.raises(PlanError, match=r"layers\.1 has gradient_checkpointing on.*gradient_checkpointing_disable"):
+        apply_plan(model, plan)
+    model.layers[1].gradient_checkpointing = False
+    apply_plan(model, plan)
+    remove_plan(model)
+    model.layers[0] = checkpoint_wrapper(model.layers[0])
+    with pytest.raises(PlanError, match=r"layers\.0 is wrapped by PyTorch's checkpoint_wrapper"):
+        apply_plan(model, plan)
 
 
 def test_twice_and_without_are_errors():

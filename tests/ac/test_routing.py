@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -267,6 +268,44 @@ def test_an_interrupted_router_leaves_no_mode_behind():
     with pytest.raises(KeyboardInterrupt):
         model(x)
     assert _get_current_dispatch_mode() is None
+
+
+def test_a_forward_that_ends_between_the_scores_and_the_choice_teaches_nothing():
+    class FailsOnce(CalledMoe):
+        failed = False
+
+        def forward(self, x):
+            scores = self.router(x)
+            if not FailsOnce.failed:
+                FailsOnce.failed = True
+                raise torch.OutOfMemoryError("between the router and its topk")
+            weights, chosen = scores.topk(2)
+            return self.experts(x) * weights.sum(-1, keepdim=True) + chosen.sum(-1, keepdim=True)
+
+    torch.manual_seed(0)
+    moe = FailsOnce("router")
+    model, x = Stack(Nested(moe)), torch.randn(6, WIDTH)
+    FailsOnce.failed = True
+    expected = gradients(model, x)
+    FailsOnce.failed = False
+    apply_plan(model, uniform(Treatment("full")))
+    with pytest.raises(torch.OutOfMemoryError):
+        gradients(model, x)
+    restart(model)
+    assert same(gradients(model, x), expected)
+
+
+@pytest.mark.parametrize("mode", ["layer", "model"])
+def test_the_compilers_own_policy_is_refused_where_experts_are_chosen(mode):
+    model, _ = model_and_input(layers=1)
+    half = Treatment("memory_budget", memory_budget=0.5)
+    with pytest.raises(PlanError, match=r"memory_budget: layers\.0 chooses experts.* Set save_routing = false"):
+        apply_plan(model, uniform(half, compile=mode))
+    allowed = dataclasses.replace(half, save_routing=False)
+    assert parse_plan(dump_plan(uniform(allowed, compile=mode))) == uniform(allowed, compile=mode)
+    for treatment in (allowed, dataclasses.replace(half, memory_budget=1.0)):
+        apply_plan(model, uniform(treatment, compile=mode))
+        remove_plan(model)
 
 
 def tree(*fqns):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from actune.engine import LocalEngine
-from actune.errors import PlanError, StorageError, TargetError, UsageError
+from actune.engine.process import WorkerProcess
+from actune.errors import ActuneError, PlanError, StorageError, TargetError, UsageError
 from actune.op_trace import TraceLayers
 from actune.plan import Plan, Rule, Treatment, dump_plan
 from actune.records import CompareGradients, LoadTarget, MeasurePlan, MeasureRounds, Outcome
@@ -129,3 +130,19 @@ def test_close_ends_a_request_that_runs(engine_for, mark):
     future = engine.submit(MeasurePlan(NONE, None, None, timed_pairs=0))
     engine.close()
     assert future.cancelled() or future.result().outcome is Outcome.CRASHED
+
+
+def test_a_worker_that_starts_while_the_engine_closes_is_ended(engine_for, mark, monkeypatch):
+    started = []
+
+    def start(log, environment):
+        worker = WorkerProcess(log, environment)
+        started.append(worker)
+        engine.close()  # as another thread may at this moment
+        return worker
+
+    engine = engine_for("Sound")
+    monkeypatch.setattr("actune.engine.local.WorkerProcess", start)
+    with pytest.raises(ActuneError, match="the engine is closed"):
+        engine.load()
+    assert not started[0].is_alive

@@ -6,7 +6,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from actune.targets.dense import DecoderSizes, DenseTarget
 
-SIZES = DecoderSizes(layers=4, batch=4, seq=512, width=256, heads=4, kv_heads=4, hidden=768, vocabulary=512)
+SIZES = DecoderSizes(layers=4, batch=4, seq=512, width=256, heads=4, kv_heads=2, hidden=768, vocabulary=512)
 
 
 class Small(DenseTarget):
@@ -28,10 +28,10 @@ class FlexAttention(nn.Module):
     def forward(self, x, rope):
         batch, seq, _ = x.shape
         q, k, v = (
-            w(x).view(batch, seq, SIZES.heads, -1).transpose(1, 2)
+            w(x).view(batch, seq, -1, SIZES.width // SIZES.heads).transpose(1, 2)
             for w in (self.attention.wq, self.attention.wk, self.attention.wv)
         )
-        return self.attention.wo(self.flex(q, k, v).transpose(1, 2).reshape(batch, seq, -1))
+        return self.attention.wo(self.flex(q, k, v, enable_gqa=True).transpose(1, 2).reshape(batch, seq, -1))
 
 
 class Flex(Small):

@@ -67,7 +67,7 @@ def test_a_trial_leaves_nothing_behind(workload):
     workload.restart()
     start_bytes = torch.cuda.memory_allocated()
     for toml in (NONE, SAC, FULL):
-        assert measured(workload, toml, reference_toml=None).measurement.outcome is Outcome.OK
+        assert measured(workload, toml).measurement.outcome is Outcome.OK
         assert torch.cuda.memory_allocated() == start_bytes
 
 

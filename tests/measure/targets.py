@@ -78,6 +78,33 @@ class Noisy(Plain):
         return super().loss(model, batch) * (1 + 1e-4 * noise)
 
 
+class ChecksItself(Plain):
+    def model(self):
+        model = super().model()
+        list(model.layers.children())[1].gradient_checkpointing = True
+        return model
+
+
+class CompilesAPiece(Plain):
+    """Its loss is code that it compiles by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.square = torch.compile(lambda x: x.square().mean(), backend="eager")
+
+    def loss(self, model, batch):
+        return self.square(model(batch))
+
+
+class NoisyLater(Plain):
+    """Its first two steps are the same by luck."""
+
+    def loss(self, model, batch):
+        steps = max(2, len(self.batches_asked_for))
+        noise = torch.randn((), generator=torch.Generator().manual_seed(steps))
+        return super().loss(model, batch) * (1 + 1e-4 * noise)
+
+
 class NotANumber(Plain):
     def loss(self, model, batch):
         return super().loss(model, batch) * torch.tensor(float("nan"))

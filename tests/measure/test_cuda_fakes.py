@@ -270,13 +270,30 @@ def retry_in_step_3(card, number):
     card.retries += number == 3
 
 
-def test_a_plan_that_the_cap_squeezes_is_over_the_budget(card, monkeypatch):
-    monkeypatch.setattr(Scripted, "step", retry_in_step_3)
-    measurement, spent, _ = trial(card)
-    assert measurement.outcome is Outcome.OVER_BUDGET
-    assert measurement.peak_bytes == BUDGET_BYTES + 1
-    assert "at the edge: the allocator emptied its cache 1 time " in measurement.message
+@pytest.mark.parametrize(("uncapped_gb", "outcome"), [(49, Outcome.OK), (60, Outcome.OVER_BUDGET)])
+def test_what_a_plan_that_the_cap_squeezes_reserves_without_it_decides(card, monkeypatch, uncapped_gb, outcome):
+    def step(card, number):
+        size_bytes = (30 if card.fraction < 1 else uncapped_gb) * GB
+        card.allocate(size_bytes)
+        card.allocate(-size_bytes)
+        card.retries += card.fraction < 1
+
+    monkeypatch.setattr(Scripted, "step", step)
+    measurement, spent, fractions = trial(card)
+    assert (measurement.outcome, measurement.peak_bytes) == (outcome, uncapped_gb * GB + OUTSIDE_BYTES)
     assert not spent
+    # The warm-up, a step under the cap, and then steps without it.
+    assert fractions[:3] == [1.0, (50 - 0.5) / 80, 1.0]
+
+
+def test_a_plan_that_is_squeezed_without_a_cap_too_is_out_of_memory(card, monkeypatch):
+    def step(card, number):
+        card.retries += 1
+
+    monkeypatch.setattr(Scripted, "step", step)
+    measurement, _, _ = trial(card)
+    assert (measurement.outcome, measurement.peak_bytes) == (Outcome.OOM, None)
+    assert "at the edge of what the device has" in measurement.message
 
 
 def test_a_plan_that_the_card_squeezes_is_out_of_memory(card, monkeypatch):

@@ -60,6 +60,12 @@ def test_a_target_that_does_not_repeat_gets_a_tolerance():
     assert 0 < report.tolerance < 0.01
 
 
+def test_a_target_that_repeats_at_first_gets_a_tolerance_too():
+    report = compare("NoisyLater")
+    assert (report.equal, report.bitwise) == (True, False)
+    assert report.tolerance > 0
+
+
 def test_other_experts_in_the_recomputation_are_named():
     """Scores of the other sign: the two experts chosen by the recomputation are never those of the forward."""
     report = compare("Reroutes", uniform(Treatment("full", save_routing=False)))

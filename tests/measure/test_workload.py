@@ -5,9 +5,10 @@ import torch
 
 from actune.errors import PlanError, TargetError, UsageError
 from actune.measure import Workload, is_out_of_memory, measure_rounds, open_device
+from actune.measure.compiled_code import frames_compiled
 from actune.plan import Plan, Treatment, dump_plan
 from actune.records import MeasureRounds
-from tests.ac.models import uniform
+from tests.ac.models import IGNORE_TORCHS_OWN, uniform
 
 
 def workload(name, seed=0):
@@ -50,6 +51,24 @@ def test_a_plan_that_does_not_fit_raises_and_is_not_kept():
             pass
     with loaded.under(uniform(Treatment("full"))):
         loaded.forward_backward(0)
+
+
+def test_a_target_whose_model_checkpoints_by_itself_is_refused():
+    with pytest.raises(TargetError, match=r"ChecksItself': layers\.1 has gradient_checkpointing on"):
+        workload("ChecksItself")
+
+
+@IGNORE_TORCHS_OWN
+def test_what_the_model_compiles_itself_is_compiled_anew_for_each_trial():
+    """Else only the plan that came first would be told how it ran."""
+    loaded = workload("CompilesAPiece")
+    for _ in range(2):
+        before = frames_compiled()
+        with loaded.under(Plan()):
+            loaded.forward_backward(0)
+            loaded.forward_backward(0)
+        assert frames_compiled() == before + 1
+        loaded.forget_plans()
 
 
 def test_rounds_give_each_plan_a_sample_per_round():

@@ -12,7 +12,7 @@ from typing import Self
 
 from actune.config import Space, parse_space
 from actune.engine import Engine
-from actune.errors import CostError
+from actune.errors import CostError, PlanError
 from actune.op_trace import LayersTraced, TraceLayers
 from actune.plan import Plan, Treatment, parse_plan, plan_hash
 from actune.records import (
@@ -142,6 +142,10 @@ class Machine:
     """Plans that were run for many steps."""
     endurance: dict[str, Measurement] = field(default_factory=dict)
     """By plan hash: what many steps come to, in place of the formula."""
+    endurance_uncapped: dict[str, Measurement] = field(default_factory=dict)
+    """By plan hash: the same without a budget."""
+    endurance_errors: dict[str, PlanError] = field(default_factory=dict)
+    """By plan hash: what many steps raise."""
     endurance_factor: float = 1.0
     """How much higher than the formula's the peak of many steps is."""
     references: list[str] = field(default_factory=list)
@@ -199,6 +203,10 @@ class FakeEngine:
         is_trial = request.reference_toml is not None
         if request.peak_steps > 2:
             machine.endured.append(name)
+            if name in machine.endurance_errors:
+                raise machine.endurance_errors[name]
+            if request.budget_bytes is None and name in machine.endurance_uncapped:
+                return machine.endurance_uncapped[name]
             if name in machine.endurance:
                 return machine.endurance[name]
             if machine.endurance_factor != 1.0:

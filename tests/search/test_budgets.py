@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from actune.errors import PlanError
 from actune.plan import NO_AC, Plan, Treatment, parse_plan, plan_hash
 from actune.plan.presets import preset_plan
 from actune.records import Measurement, Outcome
@@ -117,7 +118,9 @@ def test_a_plan_that_is_over_its_budget_in_the_long_run_leaves_it_to_the_next_fa
     listener = Listener()
     verdict = search(store, machine, sampler="thompson", trials=16, reporter=listener)
     trials = {trial.plan_hash: trial for trial in store.trials("a")}
-    assert trials[fastest].measurement.outcome is Outcome.OK
+    amended = trials[fastest].measurement
+    assert (amended.outcome, amended.peak_bytes) == (Outcome.OVER_BUDGET, 2100)
+    assert amended.message == "otherwise over 8 steps: over in step 5"
     others = [
         time_of(parse_plan(trial.plan_toml), machine.structure)
         for plan_hash, trial in trials.items()
@@ -127,7 +130,11 @@ def test_a_plan_that_is_over_its_budget_in_the_long_run_leaves_it_to_the_next_fa
     assert time_of(parse_plan(verdict.best_toml), machine.structure) == min(others)
     (said,) = [stage for stage in listener.stages if "the search goes on" in stage]
     assert "over in step 5" in said
-    assert f"trial {trials[fastest].number} fits in its trial, not over 8 steps" in said
+    assert f"trial {trials[fastest].number} fits in its trial, but otherwise over 8 steps" in said
+    settings = {"sampler": "thompson", "trials": 16, "verdict_rounds": 6}  # others, so that it is decided anew
+    machine.endured.clear()
+    assert search(store, machine, **settings).best_hash == verdict.best_hash
+    assert fastest not in machine.endured, "what was learned is stored"
 
 
 def test_the_search_learns_from_plans_that_are_over_the_budget_in_the_long_run(store: Store, machine: Machine) -> None:
@@ -139,6 +146,46 @@ def test_the_search_learns_from_plans_that_are_over_the_budget_in_the_long_run(s
     assert verdict.budgets[0].peak_bytes == round(1.1 * peak_of(plan, machine.structure)) <= 2000
     assert time_of(plan, machine.structure) <= 1.01 * fastest_that_fits_s(machine, int(2000 / 1.1))
     assert verdict.trials < 30
+
+
+def test_what_a_cap_refuses_in_the_long_run_is_run_without_it_to_learn_by_how_much_it_is_over(
+    store: Store, machine: Machine
+) -> None:
+    """On a card, what runs out of memory under the cap has no peak."""
+    fastest = search(store, machine, "without", sampler="thompson", trials=16).best_hash
+    assert fastest is not None
+    machine.endurance[fastest] = Measurement(Outcome.OVER_BUDGET, None, message="out of memory under the cap")
+    machine.endurance_uncapped[fastest] = Measurement(Outcome.OK, 2400)
+    verdict = search(store, machine, sampler="thompson", trials=30)
+    trials = {trial.plan_hash: trial for trial in store.trials("a")}
+    assert trials[fastest].measurement.peak_bytes == 2400
+    plan = parse_plan(trials[fastest].plan_toml)
+    lower_bytes = int(2000 * peak_of(plan, machine.structure) / 2400)
+    later = [t for t in trials.values() if t.number > trials[fastest].number and t.preset is None]
+    assert later, "the search went on"
+    assert verdict.best_toml is not None
+    assert all(peak_of(parse_plan(t.plan_toml), machine.structure) <= lower_bytes for t in later[1:])
+
+
+def test_a_plan_that_is_refused_in_the_long_run_fails_alone(store: Store, machine: Machine) -> None:
+    fastest = search(store, machine, "without", sampler="thompson", trials=16).best_hash
+    assert fastest is not None
+    machine.endurance_errors[fastest] = PlanError("save_routing: it chooses more often")
+    verdict = search(store, machine, sampler="thompson", trials=16)
+    (trial,) = (t for t in store.trials("a") if t.plan_hash == fastest)
+    assert trial.measurement.outcome is Outcome.ERROR
+    assert verdict.best_hash not in (None, fastest)
+
+
+def test_without_trials_left_the_next_fastest_of_the_final_comparison_wins(store: Store, machine: Machine) -> None:
+    fastest = search(store, machine, "without", sampler="tpe", tolerance=0.0, trials=6).best_hash
+    assert fastest is not None
+    machine.endurance[fastest] = Measurement(Outcome.OK, 2100)
+    listener = Listener()
+    verdict = search(store, machine, sampler="tpe", tolerance=0.0, trials=6, reporter=listener)
+    assert verdict.best_hash not in (None, fastest)
+    assert fastest in {entry.plan_hash for entry in verdict.entries}
+    assert any("otherwise over 8 steps" in stage and "trying the next fastest" in stage for stage in listener.stages)
 
 
 def test_a_search_ends_where_no_plan_fits_in_the_long_run(store: Store, machine: Machine) -> None:

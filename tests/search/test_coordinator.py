@@ -261,6 +261,16 @@ def test_timeout_starts_no_more_trials_and_still_decides(
     assert [progress.deadline_s for progress in listener.progress] == [25.0, 15.0, 5.0, 0.0]
 
 
+def test_a_timeout_that_loading_alone_takes_leaves_one_trial(
+    store: Store, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(trials_module.time, "monotonic", lambda: float(next(clock)))
+    verdict = search(store, machine, timeout_s=35.0, trials=20)
+    assert hashes(store) == [preset_hash("full", machine)]
+    assert verdict.best_hash == preset_hash("full", machine)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"budget": "1999B"}, {"space_yaml": SPACE.replace("segments: 2", "segments: 3")}],

@@ -138,6 +138,26 @@ def test_comparison_that_dies_is_tried_again_without_presets_over_the_budget(sto
     assert verdict.best_hash is not None
 
 
+def test_a_reference_that_is_over_the_budget_in_the_long_run_stays_the_reference(
+    store: Store, machine: Machine
+) -> None:
+    full = preset_hash("full", machine)
+    machine.endurance[full] = Measurement(Outcome.OK, 2001)
+    machine.can_be_profiled = True
+
+    def die_with_no_ac(request: MeasureRounds) -> None:
+        if any(plan_hash(parse_plan(toml)) == NO_AC_HASH for toml in request.plan_tomls):
+            raise TargetError("the worker was killed by SIGKILL")
+
+    machine.before_rounds = die_with_no_ac
+    # Nothing but the reference is known to fit when the trials end, and it does not over more steps.
+    verdict = search(store, machine, budget="1240B", sampler="thompson", trials=9)
+    assert verdict.reference_hash == full
+    assert verdict.entries[0].plan_hash == full
+    assert verdict.entries[0].relative_step_time == 1.0
+    assert verdict.best_hash is None
+
+
 def test_comparison_that_dies_with_plans_that_fit_is_an_error(store: Store, machine: Machine) -> None:
     def die(request: MeasureRounds) -> None:
         raise TargetError("the worker was killed by SIGKILL")

@@ -95,6 +95,7 @@ class StoreTestCase:
             lambda: store.predictions("x"),
             lambda: store.save_predictions("x", []),
             lambda: record(store, "x", 0),
+            lambda: store.amend_trial("x", trial(0), reference_hash=None, budget_bytes=None),
         ):
             with pytest.raises(UsageError, match="no study 'x'"):
                 call()
@@ -106,6 +107,21 @@ class StoreTestCase:
                 store.study("a")
 
     # Trials
+
+    def test_an_amended_trial_has_another_measurement_and_those_who_took_it_over_keep_theirs(
+        self, store: Store
+    ) -> None:
+        record(store, "a", 0)
+        record(store, "a", 1)
+        store.create_study("b", SETTINGS, TARGET, ENVIRONMENT)
+        first, other = store.trials("a")
+        record(store, "b", 0, reused=True)
+        over = replace(first.measurement, outcome=Outcome.OVER_BUDGET, peak_bytes=2**41, message="over in step 5")
+        store.amend_trial("a", replace(first, measurement=over), reference_hash=REFERENCE_HASH, budget_bytes=2**40)
+        assert store.trials("a") == [replace(first, measurement=over), other]
+        assert [taken.measurement for taken in store.trials("b")] == [first.measurement]
+        with pytest.raises(StorageError, match=r"study 'a' has no trial 9"):
+            store.amend_trial("a", trial(9), reference_hash=REFERENCE_HASH, budget_bytes=None)
 
     def test_trials_come_back_equal_and_by_number(self, store: Store) -> None:
         bare = replace(trial(5, measured=Measurement(Outcome.OK, pairs=())), preset=None)

@@ -63,21 +63,28 @@ def model_of(workload: Workload, plans: dict[str, Plan]) -> CostModel:
 
 # Near relatives of others, which the benchmark runs too: what is left out here takes a third of the time.
 _RELATIVES = {"mixtral-loop", "gemma3-multimodal", "gpt2", "falcon", "bart", "swin", "jamba"}
+# More where activations are small beside what the optimizer takes, whose step would have every plan's peak.
+_EXAMPLES = {"deepseek-v3": 5, "vit": 16}
 EXAMINED = [architecture for architecture in ARCHITECTURES if architecture.config not in _RELATIVES]
 
 
 @pytest.mark.parametrize("architecture", EXAMINED, ids=lambda one: one.config)
 def test_plans_keep_gradients_and_have_the_predicted_peak(architecture: Architecture) -> None:
+    examples = _EXAMPLES.get(architecture.config, 2)
     tokens = None if architecture.tokens is None else 32
-    workload = Workload(replace(architecture, tokens=tokens, examples=2).spec, open_device("cpu"), seed=0)
+    workload = Workload(replace(architecture, tokens=tokens, examples=examples).spec, open_device("cpu"), seed=0)
     structure = workload.structure
     assert [len(layer_class.layer_fqns) for layer_class in structure.classes] == LAYERS[architecture.config]
     plans = plans_of(workload.model, structure)
     model = model_of(workload, plans)
+    peaks = []
     for name, plan in plans.items():
         measured = measure_plan(workload, MeasurePlan(dump_plan(plan), None, None, timed_pairs=0)).measurement
         assert measured.peak_bytes is not None, measured.message
         assert model.predict(plan, structure.layer_fqns).peak_bytes == measured.peak_bytes, name
+        peaks.append(measured.peak_bytes)
+    # Else the peak is that of the optimizer, and nothing was compared.
+    assert len(set(peaks)) >= 3
     # After the peaks, as what is compared here would count as live.
     expected = loss_and_gradients(workload, plans["none"])
     for name, plan in plans.items():

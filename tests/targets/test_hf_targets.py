@@ -13,6 +13,7 @@ from actune.errors import UsageError
 from actune.profiler import discover
 from actune.target_spec import parse_target_spec
 from actune.targets import load_target, source_fingerprint
+from actune.targets.hf_config import read_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "hf"
 
@@ -100,6 +101,40 @@ def test_a_sequence_is_no_longer_than_the_model_takes(tmp_path: Path) -> None:
         load_target(f"{spec}?seq=25")
 
 
+def test_positions_that_padding_takes_are_none_for_tokens(tmp_path: Path) -> None:
+    fields = {"model_type": "roberta", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+    (tmp_path / "c.json").write_text(json.dumps(fields | {"vocab_size": 64, "max_position_embeddings": 34}))
+    target = load_target(f"hf:{tmp_path / 'c.json'}?batch=2")
+    batch = target.batch(0)
+    assert batch["labels"].shape == (2, 32)
+    assert target.loss(target.model(), batch).isfinite()
+    with pytest.raises(UsageError, match="Expected at most 32"):
+        load_target(f"hf:{tmp_path / 'c.json'}?seq=33")
+
+
+def test_no_layer_is_skipped_at_random(tmp_path: Path) -> None:
+    fields = {"model_type": "m2m_100", "encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "vocab_size": 64}
+    (tmp_path / "c.json").write_text(json.dumps(fields | {"encoder_layerdrop": 0.5}))
+    model: Any = load_target(f"hf:{tmp_path / 'c.json'}").model()
+    assert (model.config.encoder_layerdrop, model.config.decoder_layerdrop) == (0.0, 0.0)
+    assert model.model.encoder.layerdrop == 0.0
+
+
+def test_lists_for_each_layer_whose_name_does_not_say_so(tmp_path: Path) -> None:
+    fields = {"model_type": "gemma3n_text", "num_hidden_layers": 4, "intermediate_size": [32, 32, 48, 48]}
+    (tmp_path / "c.json").write_text(json.dumps(fields | {"activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0]}))
+    config = read_config(parse_target_spec(f"hf:{tmp_path / 'c.json'}?layers=2"))
+    assert (config.num_hidden_layers, config.intermediate_size) == (2, [32, 32])
+
+
+def test_layers_that_a_config_can_not_have_blame_the_option(tmp_path: Path) -> None:
+    fields = {"model_type": "gpt_neo", "num_layers": 4, "attention_types": [[["global", "local"], 2]]}
+    (tmp_path / "c.json").write_text(json.dumps(fields))
+    load_target(f"hf:{tmp_path / 'c.json'}")
+    with pytest.raises(UsageError, match=r"layers=2 can't be applied .*'gpt_neo', which then says: .*Change"):
+        load_target(f"hf:{tmp_path / 'c.json'}?layers=2")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -110,6 +145,12 @@ def test_a_sequence_is_no_longer_than_the_model_takes(tmp_path: Path) -> None:
         ('{"model_type": "llama", "hidden_size": "wide"}', "is no valid config of 'llama'"),
         ('{"model_type": "detr"}', "no model for the model type 'detr' that could be trained here"),
         ('{"model_type": "speech_to_text"}', "what speech the model type 'speech_to_text' takes is not known"),
+        (
+            '{"model_type": "qwen2_audio", "architectures": ["Qwen2AudioForConditionalGeneration"]}',
+            "no model for the model type 'qwen2_audio' that could be trained here",
+        ),
+        ('{"model_type": "pix2struct"}', "the type 'pix2struct' does not run on text alone"),
+        ('{"model_type": "idefics"}', "the type 'idefics' does not run on text alone"),
     ],
 )
 def test_what_is_no_config(tmp_path: Path, text: str, message: str) -> None:

@@ -124,6 +124,16 @@ def test_tables_of_positions_have_the_length_of_a_sequence() -> None:
     assert model.layers["1"].attention.rope.cache.shape[0] == 32
 
 
+def test_the_dtype_is_torchtitans_training_dtype() -> None:
+    target = load_target("torchtitan:deepseek_v3/debugmodel?layers=2&seq=32&batch=1&dtype=bfloat16")
+    model = open_device("cpu").build(target)
+    # Routers' biases are float32 in any case, as torchtitan has them.
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert torch.get_default_dtype() == torch.float32
+    target.loss(model, target.batch(0)).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_a_real_size_on_a_simulated_card() -> None:
     workload = Workload("torchtitan:deepseek_v3/16B?layers=2&seq=512&batch=1", open_device("sim:h100"), seed=0)
     peaks = [
@@ -148,7 +158,10 @@ def test_text_alone_for_models_that_also_see() -> None:
         ("llama3/debugmodel?layers=7", "layers=7 is more than llama3/debugmodel has. Expected at most 6"),
         ("deepseek_v3/debugmodel?seq=16392", "seq=16392 is more than the positions .* at most 16384"),
         ("llama3/debugmodel?seq=100", "seq=100 is no multiple of 8.* such as 104"),
-        ("qwen3_5/debugmodel", r"qwen3_5 needs the package '\w+'.*pip install"),
+        ("qwen3_5/debugmodel", r"needs the module 'fla', .*install it with: pip install flash-linear-attention"),
+        ("flux/flux-debug", "flux is no language model"),
+        ("llama3/debugmodel?dtype=float16", "dtype=float16 is none that torchtitan trains in.*float32, bfloat16"),
+        ("llama3/debugmodel?dtyp=bfloat16", r"unknown option 'dtyp'\. Did you mean 'dtype'\?"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, message: str) -> None:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,6 +47,25 @@ def test_a_large_matmul_is_bound_by_its_flops():
     assert times_of(torch.mm, (n, n), (n, n), dtype=torch.float32) == [
         ("mm", pytest.approx(2 * n**3 / FLOAT32 + H100.launch_s))
     ]
+
+
+def test_attention_of_shared_heads_computes_as_much_as_if_each_query_had_its_own(monkeypatch):
+    """Also with the formulas of a torch that has none for it (before pytorch #177188)."""
+
+    def only_equal_heads(query, key, value, *args, out_shape=None, **kwargs):
+        assert query[1] == key[1] == value[1]
+        batch, heads, length, width = query
+        return 2 * batch * heads * length * key[2] * (width + value[3])
+
+    flash = torch.ops.aten._scaled_dot_product_flash_attention
+    monkeypatch.setitem(flop_counter.flop_registry, flash, flop_counter.shape_wrapper(only_equal_heads))
+    op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    query, few = torch.randn(2, 4, 16, 8), torch.randn(2, 2, 16, 8)
+    for kv in (few, few.repeat_interleave(2, dim=1)):
+        assert op_flops(op, (query, kv, kv), {}, op(query, kv, kv)) == 2 * 2 * 4 * 16 * 16 * 16
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+    out = torch.randn(2, 4, 16, 8)
+    assert op_flops(backward, (out, query, few, few), {}, None) == 5 * 2 * 2 * 4 * 16 * 16 * 8
 
 
 def test_tf32_where_torch_allows_it():
