@@ -13,7 +13,7 @@ from actune.plan import Plan, dump_plan
 from actune.records import Loaded, LoadTarget, MeasurePlan, Outcome
 from actune.search.advice import CONFIDENCE
 from actune.search.agenda import Agenda
-from actune.search.endurance import Endurance, failure
+from actune.search.endurance import Endurance
 from actune.search.forecast import Forecast
 from actune.search.foresight import Foresight
 from actune.search.identity import check_same_study
@@ -133,6 +133,7 @@ class _Coordinator:
             source=agenda.source,
             objectives=min(2, len(budgets_bytes)),
         )
+        endurance = Endurance(self._engine, budgets_bytes[0])
         with closing(study):
             agenda.begin(study)
             loop = TrialLoop(
@@ -144,15 +145,11 @@ class _Coordinator:
                 agenda,
                 foresight,
                 ledger,
+                endurance,
                 deadline_s=self._deadline_s,
             )
             loop.recover()
-            endurance = Endurance(self._engine, budgets_bytes[0])
             reason = loop.run()
-            while reason in (StopReason.TOLERANCE, StopReason.EXHAUSTED) and self._is_best_disproved(
-                loop.record, ledger, endurance
-            ):
-                reason = loop.run()
         if (why := self._why(reason)) is not None:
             self._reporter.stage(why)
         self._reporter.stage("comparing the best plans and the presets side by side")
@@ -168,21 +165,6 @@ class _Coordinator:
         verdict = judge.decide(no_ac_runs=no_ac_runs, stopped=reason)
         self._store.save_verdict(self._name, verdict)
         return verdict
-
-    def _is_best_disproved(self, record: StudyRecord, ledger: Ledger, endurance: Endurance) -> bool:
-        """Whether a best plan is over its budget in the long run: then that is stored and learned."""
-        assert record.budgets_bytes, "budgets are known before the first trial"
-        for budget_bytes in record.budgets_bytes:
-            for best in ledger.fitting(budget_bytes)[:1]:
-                seen = endurance.seen(best)
-                if not seen.fits(budget_bytes):
-                    self._reporter.stage(f"{failure(seen)}; the search goes on")
-                    self._store.amend_trial(
-                        self._name, seen, reference_hash=record.reference_hash, budget_bytes=record.budget_bytes
-                    )
-                    ledger.amend(seen)
-                    return True
-        return False
 
     def _why(self, reason: StopReason) -> str | None:
         """What is said of an end that nobody asked for."""

@@ -40,6 +40,11 @@ class PeakMargins:
             errors.ratios.append(ratio)
         errors.highest = max(errors.highest, ratio)
 
+    def is_exact(self, compile: CompileMode) -> bool:
+        """Whether no plan of this mode that ran to its end had another peak than predicted."""
+        errors = self._of_mode.get(compile, _Errors())
+        return all(ratio == 1.0 for ratio in errors.ratios)
+
     def too_high_by(self, compile: CompileMode) -> float:
         """By what share a predicted peak may be over the budget before the plan is not run.
 

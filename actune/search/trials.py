@@ -15,6 +15,7 @@ from actune.errors import PlanError
 from actune.plan import Plan, dump_plan, parse_plan, plan_hash
 from actune.records import Measurement, MeasurePlan, Outcome
 from actune.search.agenda import Agenda
+from actune.search.endurance import Endurance, failure
 from actune.search.foresight import Foresight
 from actune.search.ledger import Ledger
 from actune.search.reporter import Progress, Reporter
@@ -45,6 +46,7 @@ class TrialLoop:
         agenda: Agenda,
         foresight: Foresight,
         ledger: Ledger,
+        endurance: Endurance,
         *,
         deadline_s: float | None,
     ) -> None:
@@ -59,6 +61,7 @@ class TrialLoop:
             agenda: what comes next.
             foresight: what is predicted.
             ledger: the study's trials so far.
+            endurance: runs what may be the best for longer.
             deadline_s: on the monotonic clock; no trial but the first starts after it.
         """
         assert record.budget_bytes is not None, "budgets are known before the first trial"
@@ -72,6 +75,7 @@ class TrialLoop:
         self._agenda = agenda
         self._foresight = foresight
         self._ledger = ledger
+        self._endurance = endurance
         self._deadline_s = deadline_s
         self._running: dict[Future[Measurement], _Running] = {}
 
@@ -103,7 +107,10 @@ class TrialLoop:
                     break  # the first trial that fits is the reference, and the others wait for it
             if not self._running:
                 assert reason is not None
-                return reason
+                if reason not in (StopReason.TOLERANCE, StopReason.EXHAUSTED) or not self._disproves_a_best():
+                    return reason
+                reason = None
+                continue
             done, _ = wait(self._running, return_when=FIRST_COMPLETED)
             # Those that ended well first: one whose worker could not start ends the search, and they are to be kept.
             for future in sorted(done, key=lambda f: (f.exception() is not None, self._running[f].proposal.number)):
@@ -111,6 +118,32 @@ class TrialLoop:
                 self._finish(started, _outcome_of(future), reused=False)
             if reason in (StopReason.TOLERANCE, StopReason.EXHAUSTED):
                 reason = None  # what has just ended may have taught otherwise
+            self._disproves_a_best(surprising=True)
+
+    def _disproves_a_best(self, *, surprising: bool = False) -> bool:
+        """Whether a best plan so far turned out to be over its budget in the long run. That is stored and learned.
+
+        Args:
+            surprising: only look at plans whose like had other peaks than predicted: what a step holds then depends on
+                more than the plan, and the trials to come would aim too high.
+        """
+        assert self._record.budgets_bytes, "budgets are known before the first trial"
+        for budget_bytes in self._record.budgets_bytes:
+            for best in self._ledger.fitting(budget_bytes)[:1]:
+                if surprising and self._foresight.margins.is_exact(parse_plan(best.plan_toml).compile):
+                    continue
+                seen = self._endurance.seen(best)
+                if not seen.fits(budget_bytes):
+                    self._reporter.stage(f"{failure(seen)}; the search goes on")
+                    self._store.amend_trial(
+                        self._record.name,
+                        seen,
+                        reference_hash=self._record.reference_hash,
+                        budget_bytes=self._budget_bytes,
+                    )
+                    self._ledger.amend(seen)
+                    return True
+        return False
 
     def _start_next(self) -> StopReason | None:
         """Starts a trial, or tells Optuna of one that needs no run; says why if there are no more."""

@@ -148,6 +148,23 @@ def test_the_search_learns_from_plans_that_are_over_the_budget_in_the_long_run(s
     assert verdict.trials < 30
 
 
+@pytest.mark.parametrize(("predicted_more_bytes", "at_once"), [(0, False), (40, True)])
+def test_a_new_best_plan_runs_longer_at_once_where_peaks_were_not_as_predicted(
+    store: Store, machine: Machine, predicted_more_bytes: int, at_once: bool
+) -> None:
+    machine.predicted_more_bytes = predicted_more_bytes
+    machine.endurance_factor = 1.1
+    endured_before: list[int] = []
+    machine.before_trial = lambda name: endured_before.append(len(machine.endured))
+    verdict = search(store, machine, sampler="thompson", tolerance=0.0, trials=8)
+    assert any(endured_before) is at_once
+    if at_once:
+        assert verdict.best_toml is not None
+        plan = parse_plan(verdict.best_toml)
+        assert 1.1 * peak_of(plan, machine.structure) <= 2000
+        assert time_of(plan, machine.structure) <= 1.05 * fastest_that_fits_s(machine, int(2000 / 1.1))
+
+
 def test_what_a_cap_refuses_in_the_long_run_is_run_without_it_to_learn_by_how_much_it_is_over(
     store: Store, machine: Machine
 ) -> None:
