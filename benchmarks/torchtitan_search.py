@@ -1,13 +1,16 @@
 """The plan that `actune search` finds for a torchtitan model against torchtitan's own policies, applied by its code.
 
     python benchmarks/torchtitan_search.py --fast          # two minutes: a small dense model
+    export OMP_NUM_THREADS=2 MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=34359738368 \\
+           MALLOC_MMAP_THRESHOLD_=8589934592
     python benchmarks/torchtitan_search.py --save          # what results/torchtitan-search.json holds
 
 The model is DeepSeek-V3's debug flavor with one dense layer and three mixtures; torchtitan has to be installed, see the
 reference. The search runs from the command line and knows nothing of the others. Then torchtitan's `SelectiveAC` and
 `FullAC` with their defaults (`torchtitan.distributed.activation_checkpoint`) are each applied to a fresh model of the
 same target. Peaks are those of as many steps for each; times are taken in rounds whose order rotates, on the same
-batches, from the same weights.
+batches, from the same weights. With the variables glibc keeps the memory that a step frees: else the next step's page
+faults are a fifth of its time, and most of the noise.
 
 A table goes to stderr, one line of JSON to stdout. A ratio is the found plan's step time over torchtitan's, median of
 the rounds, with its 95% interval: the found plan is faster where the interval ends below 1.
@@ -32,7 +35,7 @@ from actune.records import MeasurePlan, StepSample
 from actune.statistics import clock_of, median_step_time_s, relative_with_interval
 from actune.units import format_bytes
 
-TARGET = "torchtitan:deepseek_v3/debugmodel?layers=4&seq=256&batch=8"
+TARGET = "torchtitan:deepseek_v3/debugmodel?layers=4&seq=128&batch=32"
 FAST_TARGET = "torchtitan:llama3/debugmodel?layers=3&seq=256&batch=4"
 POLICIES = ("selective", "full")
 WARM_UP_STEPS = 1
@@ -153,7 +156,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fast", action="store_true", help="a small dense model, few trials and rounds")
     parser.add_argument("--target", default=TARGET)
     parser.add_argument("--budget", default="60%", help="as the search takes it")
-    parser.add_argument("--trials", type=int, default=14, help="of the search, at most")
+    parser.add_argument("--trials", type=int, default=8, help="of the search, at most")
     parser.add_argument("--rounds", type=int, default=21, help="interleaved rounds that time the plan and the policies")
     parser.add_argument("--steps", type=int, default=8, help="steps that peaks are taken of")
     parser.add_argument("--save", action="store_true", help="write results/torchtitan-search.json")

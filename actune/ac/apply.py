@@ -57,10 +57,11 @@ class Application:
             layer_fqns: the model's layers; found by `discover` if None.
 
         Raises:
-            PlanError: the plan does not fit the model, or the model checkpoints something by itself.
+            PlanError: the plan does not fit the model, or the model checkpoints something by itself beside it.
             TargetError: `layer_fqns` is None and no layers are found.
         """
-        if (found := own_checkpointing(model)) is not None:
+        recomputes = any(rule.treatment != NO_AC for rule in plan.rules)
+        if recomputes and (found := own_checkpointing(model)) is not None:
             raise PlanError(found)
         if layer_fqns is None:
             layer_fqns = discover(model).layer_fqns
@@ -303,8 +304,8 @@ def apply_plan(model: nn.Module, plan: Plan, *, layer_fqns: Sequence[str] | None
         The same model.
 
     Raises:
-        PlanError: the plan does not fit the model, the model checkpoints something by itself, or a plan is applied
-            already.
+        PlanError: the plan does not fit the model, the model checkpoints something by itself beside it, or a plan is
+            applied already.
         TargetError: no layers are found and `layer_fqns` is None.
     """
     if _APPLIED in model.__dict__:
