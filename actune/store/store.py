@@ -210,13 +210,7 @@ class Store:
     ) -> None:
         """Stores what a longer run showed of a trial: another measurement, in the place of the one it had.
 
-        The earlier one stays for other studies that took it over.
-
-        Args:
-            study: its name.
-            trial: one that is stored, with the measurement that it has from here on.
-            reference_hash: as for `record_trial`.
-            budget_bytes: as for `record_trial`.
+        The earlier one stays for other studies that took it over. Arguments are those of `record_trial`.
 
         Raises:
             StorageError: the study has no trial of that number.

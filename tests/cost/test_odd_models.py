@@ -141,11 +141,18 @@ def test_copies_that_autocast_keeps_are_all_that_a_prediction_is_off_by() -> Non
             CostError,
             "the layers are not called alike in each step: layers.0, layers.1, layers.3",
         ),
-        ("odd_models:SkipsEverySecondStep", TargetError, "the layers are not called alike in each step"),
+        # Who notices first depends on how many steps it takes until their times have settled.
+        (
+            "odd_models:SkipsEverySecondStep",
+            (TargetError, CostError),
+            "the layers are not called alike in each step",
+        ),
         ("odd_models:GradientPenalty", CostError, r"layers\.3 has more than one backward for one forward"),
     ],
 )
-def test_what_can_not_be_predicted_is_said(name: str, error: type[Exception], message: str) -> None:
+def test_what_can_not_be_predicted_is_said(
+    name: str, error: type[Exception] | tuple[type[Exception], ...], message: str
+) -> None:
     workload = workload_of(name)
     with pytest.raises(error, match=message):
         model_of(workload)
