@@ -35,7 +35,7 @@ from actune.records import MeasurePlan, StepSample
 from actune.statistics import clock_of, median_step_time_s, relative_with_interval
 from actune.units import format_bytes
 
-TARGET = "torchtitan:deepseek_v3/debugmodel?layers=4&seq=128&batch=32"
+TARGET = "torchtitan:deepseek_v3/debugmodel?layers=4&seq=128&batch=48"
 FAST_TARGET = "torchtitan:llama3/debugmodel?layers=3&seq=256&batch=4"
 POLICIES = ("selective", "full")
 WARM_UP_STEPS = 1
@@ -156,9 +156,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fast", action="store_true", help="a small dense model, few trials and rounds")
     parser.add_argument("--target", default=TARGET)
     parser.add_argument("--budget", default="60%", help="as the search takes it")
-    parser.add_argument("--trials", type=int, default=8, help="of the search, at most")
-    parser.add_argument("--rounds", type=int, default=21, help="interleaved rounds that time the plan and the policies")
-    parser.add_argument("--steps", type=int, default=8, help="steps that peaks are taken of")
+    parser.add_argument("--trials", type=int, default=3, help="of the search, at most")
+    parser.add_argument("--rounds", type=int, default=11, help="interleaved rounds that time the plan and the policies")
+    parser.add_argument("--steps", type=int, default=4, help="steps that peaks are taken of")
     parser.add_argument("--save", action="store_true", help="write results/torchtitan-search.json")
     arguments = parser.parse_args()
     if arguments.fast:
