@@ -134,7 +134,7 @@ class TrialLoop:
                     continue
                 seen = self._endurance.seen(best)
                 if not seen.fits(budget_bytes):
-                    self._reporter.stage(f"{failure(seen)}; the search goes on")
+                    self._reporter.stage(f"{failure(seen)}; it counts as over the budget")
                     self._store.amend_trial(
                         self._record.name,
                         seen,

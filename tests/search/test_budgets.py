@@ -128,7 +128,7 @@ def test_a_plan_that_is_over_its_budget_in_the_long_run_leaves_it_to_the_next_fa
     ]
     assert verdict.best_toml is not None
     assert time_of(parse_plan(verdict.best_toml), machine.structure) == min(others)
-    (said,) = [stage for stage in listener.stages if "the search goes on" in stage]
+    (said,) = [stage for stage in listener.stages if "it counts as over the budget" in stage]
     assert "over in step 5" in said
     assert f"trial {trials[fastest].number} fits in its trial, but otherwise over 8 steps" in said
     settings = {"sampler": "thompson", "trials": 16, "verdict_rounds": 6}  # others, so that it is decided anew
