@@ -203,9 +203,9 @@ def _in_dtype(config: Any, tensor: Tensor) -> Tensor:
 def _longest_text(config: Any) -> int | None:
     text = config.get_text_config()
     longest: int | None = getattr(text, "max_position_embeddings", None)
-    if longest is None or text.model_type not in _PADS_BEFORE:
+    padding: int | None = text.pad_token_id
+    if longest is None or padding is None or text.model_type not in _PADS_BEFORE:
         return longest
-    padding: int = text.pad_token_id
     return longest - padding - 1
 
 

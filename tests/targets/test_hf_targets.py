@@ -110,6 +110,8 @@ def test_positions_that_padding_takes_are_none_for_tokens(tmp_path: Path) -> Non
     assert target.loss(target.model(), batch).isfinite()
     with pytest.raises(UsageError, match="Expected at most 32"):
         load_target(f"hf:{tmp_path / 'c.json'}?seq=33")
+    (tmp_path / "c.json").write_text(json.dumps({"model_type": "esm", "vocab_size": 33, "max_position_embeddings": 34}))
+    assert load_target(f"hf:{tmp_path / 'c.json'}").batch(0)["labels"].shape == (4, 34)
 
 
 def test_no_layer_is_skipped_at_random(tmp_path: Path) -> None:
