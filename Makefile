@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 EXPORTS := studies/exports
 
 .DEFAULT_GOAL := help
-.PHONY: help search test lint bench clean
+.PHONY: help search test test-faults lint bench clean
 
 help:  ## This list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 $(STAMP): pyproject.toml constraints.txt torchtitan.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"actune needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Name another by make PYTHON=…") if sys.version_info < (3, 11) else None'
@@ -26,7 +26,10 @@ search: $(STAMP)  ## Search the best plan for the built-in MoE model on the CPU,
 	$(BIN)/python cli.py export moe-tiny -o $(EXPORTS)/moe-tiny.toml
 
 test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not faults"
+
+test-faults: $(STAMP)  ## Run the tests in which something takes long to die, hang or fill up
+	$(BIN)/python -m pytest -n 2 -m faults
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .
