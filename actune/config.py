@@ -67,6 +67,7 @@ class StudyFile(OutsideModel):
     timeout: str | None = None
     trial_timeout: str | None = None
     workers: int | None = None
+    devices: str | None = None
     sampler: str | None = None
     seed: int | None = None
 

@@ -201,6 +201,7 @@ class MeasurePlan:
             known. None to time `timed_pairs` pairs.
         peak_steps: over how many steps, each on its own batch, the peak is taken. The optimizer's first real step makes
             its state, and the second is the first with that state there, so there are at least two.
+        waits_for_turn: before timing, say AwaitsTurn and wait for TakeTurn: other workers share the processor.
 
     Raises:
         ValueError: there are fewer steps than two, or a race ends before `timed_pairs`.
@@ -212,6 +213,7 @@ class MeasurePlan:
     timed_pairs: int
     race: Race | None = None
     peak_steps: int = 2
+    waits_for_turn: bool = False
     kind: Literal["measure"] = "measure"
 
     def __post_init__(self) -> None:
@@ -237,6 +239,13 @@ class CompareGradients:
     plan_toml: str
     reference_toml: str
     kind: Literal["gradients"] = "gradients"
+
+
+@dataclass(frozen=True, slots=True)
+class TakeTurn:
+    """The answer to AwaitsTurn, in the middle of a MeasurePlan: nothing else runs now."""
+
+    kind: Literal["take_turn"] = "take_turn"
 
 
 Request = LoadTarget | MeasurePlan | MeasureRounds | CompareGradients | ProfilePlan | TraceLayers
@@ -314,6 +323,13 @@ class Failed:
     detail: str = ""
     worker_spent: bool = False
     kind: Literal["failed"] = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitsTurn:
+    """Said in the middle of a MeasurePlan that `waits_for_turn`: what comes next is timed. No reply of its own."""
+
+    kind: Literal["awaits_turn"] = "awaits_turn"
 
 
 Reply = Loaded | Measured | RoundsMeasured | GradientReport | PlanProfiled | LayersTraced | Failed

@@ -34,6 +34,7 @@ class StudySettings:
         nproc_per_node: as in LoadTarget; studies from before it have one process.
         tolerance: the search ends when no plan is believed to be faster than the best by more than this share.
         frontier: budgets between the smallest predicted peak and the largest budget are searched too.
+        devices: the cards that workers get, such as `cuda:0`; all visible ones if none is named.
     """
 
     target: str
@@ -53,6 +54,7 @@ class StudySettings:
     nproc_per_node: int = 1
     tolerance: float = 0.01
     frontier: bool = False
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

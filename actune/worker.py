@@ -14,12 +14,14 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from actune.boundary import from_json, shorten, to_json
 from actune.errors import PlanError, TargetError, UsageError, describe_error
 from actune.op_trace import TraceLayers
 from actune.records import (
+    AwaitsTurn,
     CompareGradients,
     Failed,
     Loaded,
@@ -28,6 +30,7 @@ from actune.records import (
     MeasureRounds,
     Reply,
     Request,
+    TakeTurn,
     TargetInfo,
 )
 from actune.step_profile import ProfilePlan
@@ -36,10 +39,16 @@ if TYPE_CHECKING:
     from actune.measure import Workload
 
 
+class ProtocolError(BaseException):
+    """The coordinator said what can't be said now. No target's handler catches it: the process ends."""
+
+
 class Worker:
     """Carries requests out on the target that the first of them loads."""
 
-    def __init__(self) -> None:
+    def __init__(self, take_turn: Callable[[], None]) -> None:
+        """Args: take_turn: waits until nothing else runs on a processor that is shared."""
+        self._take_turn = take_turn
         self._workload: Workload | None = None
 
     def answer(self, request: Request) -> Reply:
@@ -91,7 +100,7 @@ class Worker:
             return Failed("internal", f"'{request.kind}' came before 'load'")
         match request:
             case MeasurePlan():
-                return measure_plan(self._workload, request)
+                return measure_plan(self._workload, request, self._take_turn)
             case MeasureRounds():
                 return measure_rounds(self._workload, request)
             case CompareGradients():
@@ -128,7 +137,19 @@ def _end() -> NoReturn:
 
 
 def _answer_all(lines: queue.SimpleQueue[bytes], replies: BinaryIO) -> NoReturn:
-    worker = Worker()
+    def say(message: Reply | AwaitsTurn) -> None:
+        replies.write(to_json(message).encode() + b"\n")
+        replies.flush()
+
+    def take_turn() -> None:
+        say(AwaitsTurn())
+        line = lines.get()
+        try:
+            from_json(TakeTurn, line)
+        except ValueError:
+            raise ProtocolError(f"a turn was waited for, not {shorten(line)}") from None
+
+    worker = Worker(take_turn)
     pid = os.getpid()
     while True:
         line = lines.get()
@@ -140,8 +161,7 @@ def _answer_all(lines: queue.SimpleQueue[bytes], replies: BinaryIO) -> NoReturn:
             reply = worker.answer(request)
             if os.getpid() != pid:
                 os._exit(0)  # a child that the target forked has come out of the target's code; the reply isn't its
-        replies.write(to_json(reply).encode() + b"\n")
-        replies.flush()
+        say(reply)
 
 
 def main() -> None:

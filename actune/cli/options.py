@@ -46,6 +46,18 @@ class BudgetsType(click.ParamType):  # type: ignore[type-arg]  # not generic bef
             self.fail(str(error), param, ctx)
 
 
+class DevicesType(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
+    """`cuda:0,cuda:1`; becomes the names of the cards."""
+
+    name = "devices"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """The names, whose form the engine checks."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(card.strip() for card in str(value).split(","))
+
+
 class ToleranceType(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
     """`1%` or `0.01`; becomes a share."""
 

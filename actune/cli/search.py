@@ -16,6 +16,7 @@ from actune.cli.options import (
     MAX_NPROC,
     MAX_WORLD_SIZE,
     BudgetsType,
+    DevicesType,
     DurationType,
     ToleranceType,
     device_help,
@@ -47,6 +48,7 @@ _DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "world_size": 1,
     "nproc_per_node": 1,
+    "devices": (),
 }
 _FIXED = ("target", "budget", "frontier", "device", "space", "sampler", "seed", "world_size", "nproc_per_node")
 """What a study can't change while it goes on: its trials would not be comparable."""
@@ -92,9 +94,15 @@ VERDICT_ROUNDS = 9
 @click.option(
     "--workers",
     type=click.IntRange(1, 64),
-    help="Worker processes, on cuda with a card each. Default: 1, which times best on a CPU.",
+    help="Trials that run at once, on cuda with a card each; on a CPU one is timed at a time. Default: 1.",
 )
 @click.option("--device", metavar="D", help=f"{device_help} Default: cpu.")
+@click.option(
+    "--devices",
+    type=DevicesType(),
+    metavar="D[,D…]",
+    help="The cards to run trials on, such as cuda:0,cuda:1, with a worker each unless --workers says otherwise.",
+)
 @click.option("--world-size", type=click.IntRange(1, MAX_WORLD_SIZE), help=f"{world_size_help} Default: 1.")
 @click.option("--nproc-per-node", type=click.IntRange(1, MAX_NPROC), help=f"{nproc_help} Default: 1.")
 @click.option("--sampler", metavar="NAME", help="thompson, tpe, random, gp or per-layer. Default: thompson.")
@@ -114,6 +122,9 @@ def search(study_file: Path | None, storage: str, as_json: bool, **options: Any)
     for name in _required(asked):
         if name not in asked and not (study_file is None and "study" in asked):
             raise click.UsageError(f"Missing option '--{name}': give it here or in a STUDY.yaml.")
+    if "devices" in asked:
+        workers = max(1, len(asked["devices"]) // asked.get("nproc_per_node", 1))
+        asked = {"device": "cuda", "workers": workers} | asked
     study = asked.pop("study", None) or _name_for(asked)
     _run(study, asked, storage=storage, as_json=as_json)
 
@@ -194,7 +205,9 @@ def _check_named(asked: dict[str, Any]) -> None:
         parse_target_spec(asked["target"])
         device, nproc = asked.get("device", _DEFAULTS["device"]), asked.get("nproc_per_node", 1)
         check_processes(device, asked.get("world_size", 1), nproc)
-        worker_environments(device, asked.get("workers", 1), os.environ, nproc_per_node=nproc)
+        worker_environments(
+            device, asked.get("workers", 1), os.environ, nproc_per_node=nproc, cards=asked.get("devices", ())
+        )
     if asked.get("space", AUTO_SPACE) != AUTO_SPACE:
         load_space(asked["space"])
     if "sampler" in asked:
@@ -242,6 +255,7 @@ def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySet
         nproc_per_node=values["nproc_per_node"],
         tolerance=values["tolerance"],
         frontier=values["frontier"],
+        devices=values["devices"],
     )
 
 

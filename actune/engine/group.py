@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -62,16 +62,23 @@ class WorkerGroup:
 
     @property
     def is_alive(self) -> bool:
-        """Whether no rank was ended."""
+        """Whether no rank has ended or been ended."""
         return all(rank.is_alive for rank in self._ranks)
 
-    def ask(self, request: Request, *, timeout_s: float) -> Reply:
+    def ask(self, request: Request, *, timeout_s: float, take_turn: Callable[[], None]) -> Reply:
         """Sends a request to all ranks and waits for their replies.
+
+        Args:
+            request: to be carried out.
+            timeout_s: how long that may take, waiting for a turn aside.
+            take_turn: called where a rank waits for its turn; returns once the job has it.
 
         Raises:
             WorkerDiedError: a rank died, or did not reply in time; all of them are gone.
         """
-        asked = [self._threads.submit(rank.ask, request, timeout_s=timeout_s) for rank in self._ranks]
+        asked = [
+            self._threads.submit(rank.ask, request, timeout_s=timeout_s, take_turn=take_turn) for rank in self._ranks
+        ]
         failed = _wait_for_all(asked)
         if not failed:
             return asked[0].result()

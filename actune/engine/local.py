@@ -6,8 +6,10 @@ import itertools
 import os
 import queue
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +17,8 @@ from typing import Self
 from actune.engine.cards import worker_environments
 from actune.engine.group import WorkerGroup
 from actune.engine.process import Worker, WorkerDiedError, WorkerProcess
+from actune.engine.sameness import check_same
+from actune.engine.turns import Turn, Turns
 from actune.errors import ActuneError, DeviceMemoryError, PlanError, TargetError, UsageError
 from actune.op_trace import LayersTraced, TraceLayers
 from actune.records import (
@@ -34,6 +38,9 @@ from actune.records import (
 )
 from actune.step_profile import PlanProfiled, ProfilePlan
 
+TIMED_FROM_THE_START = (MeasureRounds, ProfilePlan, TraceLayers)
+"""Requests that are timed as a whole, unlike a trial, whose peak comes first."""
+
 _CLOSED = "the engine is closed, so no worker is started for what was still asked of it."
 
 
@@ -43,7 +50,9 @@ class LocalEngine:
     A worker is a process, or the processes of one job (`LoadTarget.nproc_per_node`).
     """
 
-    def __init__(self, target: LoadTarget, *, workers: int, timeout_s: float, log_folder: Path) -> None:
+    def __init__(
+        self, target: LoadTarget, *, workers: int, timeout_s: float, log_folder: Path, cards: Sequence[str] = ()
+    ) -> None:
         """Starts nothing yet.
 
         Args:
@@ -51,9 +60,10 @@ class LocalEngine:
             workers: how many at most.
             timeout_s: of one request; loading counts as one.
             log_folder: for what workers print, and for tracebacks.
+            cards: which of them workers get; all visible ones if none is named.
 
         Raises:
-            UsageError: there are fewer cards than workers.
+            UsageError: there are fewer cards than workers, or one that is named is not there.
         """
         self._target = target
         self._timeout_s = timeout_s
@@ -62,10 +72,16 @@ class LocalEngine:
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         # A worker that ends leaves its environment to the next one, so that no two share a card.
         self._environments: queue.LifoQueue[dict[str, str]] = queue.LifoQueue()
-        environments = worker_environments(target.device, workers, os.environ, nproc_per_node=target.nproc_per_node)
+        environments = worker_environments(
+            target.device, workers, os.environ, nproc_per_node=target.nproc_per_node, cards=cards
+        )
         for environment in reversed(environments):
             self._environments.put(environment)
         self._free = threading.Semaphore(workers)  # as many as idle workers and environments together
+        self._turns = Turns()
+        # Cards are one worker's alone, and a simulated device has a clock of its own.
+        self._share_a_processor = target.device == "cpu" and workers > 1
+        self._first: Loaded | None = None
         self._alive: set[Worker] = set()
         self._closed = False
         self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="worker")
@@ -96,7 +112,8 @@ class LocalEngine:
         self._free.acquire()
         with suppress(queue.Empty):  # one that has loaded it before makes room
             self._end(self._idle.get_nowait())
-        worker, loaded = self._start_worker()
+        with self._turns.request() as turn:
+            worker, loaded = self._start_worker(turn)
         self._let_go(worker)
         return loaded
 
@@ -108,7 +125,7 @@ class LocalEngine:
             TargetError: a new worker was needed and the target can't be loaded any more.
         """
         try:
-            reply = self._ask(request)
+            reply = self._ask(replace(request, waits_for_turn=self._share_a_processor))
         except WorkerDiedError as death:
             outcome = Outcome.CRASHED
             if death.timed_out:
@@ -191,15 +208,15 @@ class LocalEngine:
 
     def _ask(self, request: Request) -> Reply:
         self._free.acquire()
-        try:
-            worker = self._idle.get_nowait()
-        except queue.Empty:
-            worker, _ = self._start_worker()
-        try:
-            reply = worker.ask(request, timeout_s=self._timeout_s)
-        except BaseException:
-            self._retire(worker)
-            raise
+        with self._turns.request() as turn:
+            worker = self._sound_idle_worker() or self._start_worker(turn)[0]
+            try:
+                if self._share_a_processor and isinstance(request, TIMED_FROM_THE_START):
+                    turn.take()
+                reply = worker.ask(request, timeout_s=self._timeout_s, take_turn=turn.take)
+            except BaseException:
+                self._retire(worker)
+                raise
         spent = isinstance(reply, Measured) and reply.worker_spent
         # After an out-of-memory or an exception that no trial caught, what the worker still holds is unknown.
         if isinstance(reply, Failed):
@@ -210,7 +227,18 @@ class LocalEngine:
             self._let_go(worker)
         return reply
 
-    def _start_worker(self) -> tuple[Worker, Loaded]:
+    def _sound_idle_worker(self) -> Worker | None:
+        """One that waits for a request; not one that died while it waited, which would cost the request."""
+        while True:
+            try:
+                worker = self._idle.get_nowait()
+            except queue.Empty:
+                return None
+            if worker.is_alive:
+                return worker
+            self._end(worker)
+
+    def _start_worker(self, turn: Turn) -> tuple[Worker, Loaded]:
         environment = self._environments.get_nowait()
         number, nproc = next(self._numbers), self._target.nproc_per_node
         worker: Worker
@@ -229,7 +257,7 @@ class LocalEngine:
         try:
             if self._closed:  # since it was looked at above: then nobody else ends this one
                 raise ActuneError(_CLOSED)
-            reply = worker.ask(self._target, timeout_s=self._timeout_s)
+            reply = worker.ask(self._target, timeout_s=self._timeout_s, take_turn=turn.take)
         except WorkerDiedError as death:
             self._retire(worker)
             doing = f"target '{self._target.spec}' can't be loaded"
@@ -238,6 +266,12 @@ class LocalEngine:
             self._retire(worker)
             raise
         if isinstance(reply, Loaded):
+            try:
+                check_same(self._first or reply, reply, where=f"worker {number}")
+            except ActuneError:
+                self._retire(worker)
+                raise
+            self._first = self._first or reply
             return worker, reply
         self._retire(worker)
         failed = _expect_failed(reply)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 from actune.boundary import from_json, shorten, to_json
 from actune.errors import StorageError
-from actune.records import Failed, Reply, Request
+from actune.records import AwaitsTurn, Failed, Reply, Request, TakeTurn
 
 LOG_TAIL_BYTES = 4000
 STOP_GRACE_S = 5.0
@@ -57,11 +58,16 @@ class Worker(Protocol):
 
     @property
     def is_alive(self) -> bool:
-        """Whether it was not ended."""
+        """Whether it has neither ended nor been ended."""
         ...
 
-    def ask(self, request: Request, *, timeout_s: float) -> Reply:
+    def ask(self, request: Request, *, timeout_s: float, take_turn: Callable[[], None]) -> Reply:
         """Sends a request and waits for its reply.
+
+        Args:
+            request: to be carried out.
+            timeout_s: how long that may take, waiting for a turn aside.
+            take_turn: called where the request waits for its turn; returns once it has it.
 
         Raises:
             WorkerDiedError: there was none; the worker is gone.
@@ -120,8 +126,8 @@ class WorkerProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it was not ended."""
-        return not self._is_buried
+        """Whether it has neither ended nor been ended."""
+        return not self._is_buried and self._process.poll() is None
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -131,33 +137,52 @@ class WorkerProcess:
                 self._lines.put(line)
         self._lines.put(None)
 
-    def ask(self, request: Request, *, timeout_s: float) -> Reply:
+    def ask(self, request: Request, *, timeout_s: float, take_turn: Callable[[], None]) -> Reply:
         """Sends a request and waits for its reply.
+
+        Args:
+            request: to be carried out.
+            timeout_s: how long that may take, waiting for a turn aside.
+            take_turn: called where the request waits for its turn; returns once it has it.
 
         Raises:
             WorkerDiedError: there was none; the process is gone.
         """
+        self._send(request)
+        left_s = timeout_s
+        while True:
+            began_s = time.monotonic()
+            try:
+                line = self._next_line(left_s)
+            except queue.Empty:
+                self._print_stacks()
+                self.kill()
+                raise WorkerDiedError(
+                    True,
+                    False,
+                    f"no reply to '{request.kind}' within {timeout_s:g} s, the cap that --trial-timeout sets",
+                    self._log_tail(),
+                ) from None
+            reply = self._understood(line)
+            if not isinstance(reply, AwaitsTurn):
+                return reply
+            left_s -= time.monotonic() - began_s
+            take_turn()
+            self._send(TakeTurn())
+
+    def _send(self, request: Request | TakeTurn) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(to_json(request).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:
+        except (OSError, ValueError):  # a pipe that nobody reads any more, or that `kill` has closed
             raise self._bury() from None
-        try:
-            line = self._next_line(timeout_s)
-        except queue.Empty:
-            self._print_stacks()
-            self.kill()
-            raise WorkerDiedError(
-                True,
-                False,
-                f"no reply to '{request.kind}' within {timeout_s:g} s, the cap that --trial-timeout sets",
-                self._log_tail(),
-            ) from None
+
+    def _understood(self, line: bytes | None) -> Reply | AwaitsTurn:
         if line is None:
             raise self._bury()
         try:
-            reply: Any = from_json(Reply, line)
+            reply: Any = from_json(Reply | AwaitsTurn, line)
         except ValueError:
             self.kill()
             raise WorkerDiedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -17,8 +18,13 @@ from actune.statistics import clock_of
 LEAK_TOLERANCE_BYTES = 2**20
 
 
-def measure_plan(workload: Workload, request: MeasurePlan) -> Measured:
+def measure_plan(workload: Workload, request: MeasurePlan, take_turn: Callable[[], None] = lambda: None) -> Measured:
     """Runs a trial. Whatever the target does under the plan is an outcome.
+
+    Args:
+        workload: the target.
+        request: the plan, and what to measure of it.
+        take_turn: called before timing if the request `waits_for_turn`; returns once nothing else runs.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -28,7 +34,7 @@ def measure_plan(workload: Workload, request: MeasurePlan) -> Measured:
     workload.restart()
     live_bytes_before = workload.device.live_bytes(workload.bookkeeping)
     try:
-        measurement = _run(workload, plan, reference, request)
+        measurement = _run(workload, plan, reference, request, take_turn)
     except PlanError:
         raise
     except Exception as error:
@@ -45,7 +51,9 @@ def measure_plan(workload: Workload, request: MeasurePlan) -> Measured:
     return Measured(measurement, worker_spent=spent)
 
 
-def _run(workload: Workload, plan: Plan, reference: Plan | None, request: MeasurePlan) -> Measurement:
+def _run(
+    workload: Workload, plan: Plan, reference: Plan | None, request: MeasurePlan, take_turn: Callable[[], None]
+) -> Measurement:
     # Without a cap: what kernels that tune themselves try out is not the plan's.
     compiled = workload.warm_up(plan)
     compile_s = None if compiled is None else compiled.compile_s
@@ -54,6 +62,8 @@ def _run(workload: Workload, plan: Plan, reference: Plan | None, request: Measur
     if isinstance(highest, Measurement):
         return replace(highest, compile_s=compile_s, compiled_code=compiled_code)
     workload.device.set_cap(None)  # the reference may need more than the plan
+    if request.waits_for_turn and reference is not None:
+        take_turn()
     try:
         pairs, standing = _timed_pairs(workload, plan, reference, request)
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from actune.config import AUTO_SPACE, load_space, parse_space, space_for
@@ -36,7 +37,7 @@ def run_search(
     *,
     log_folder: Path,
     reporter: Reporter,
-    engine_factory: EngineFactory = LocalEngine,
+    engine_factory: EngineFactory | None = None,
 ) -> Verdict:
     """Runs a study to its end, from wherever it is.
 
@@ -46,7 +47,7 @@ def run_search(
         settings: what to search for, and how long.
         log_folder: for what workers print, and for tracebacks.
         reporter: hears about every trial.
-        engine_factory: makes what runs the workers.
+        engine_factory: makes what runs the workers; of this machine, with the cards of the settings, without one.
 
     Returns:
         How the study ended. `best_hash` is None if no plan fits the budget.
@@ -62,10 +63,11 @@ def run_search(
         finished = _finished(store, name, settings)
         if finished is not None:
             return finished
+        factory = engine_factory or partial(LocalEngine, cards=settings.devices)
         load = LoadTarget(settings.target, settings.device, settings.seed, settings.world_size, settings.nproc_per_node)
         with (
             optuna_errors(store.url),
-            engine_factory(
+            factory(
                 load, workers=settings.workers, timeout_s=settings.trial_timeout_s, log_folder=log_folder
             ) as engine,
         ):

@@ -51,6 +51,31 @@ def test_workers_that_would_share_a_card_are_wrong_usage(device, visible, messag
         worker_environments(device, 2, {"CUDA_VISIBLE_DEVICES": visible})
 
 
+def test_cards_that_are_named_are_numbers_among_the_visible_ones():
+    found = worker_environments("cuda", 2, {VISIBLE: "4,5,6"}, cards=("cuda:2", "cuda:0"))
+    assert [variables[VISIBLE] for variables in found] == ["6", "4"]
+    (one,) = worker_environments("cuda", 1, {VISIBLE: "4,5,6"}, cards=("cuda:1",))
+    assert one[VISIBLE] == "5"
+    jobs = worker_environments("cuda", 1, {VISIBLE: "4,5,6"}, nproc_per_node=2, cards=("cuda:0", "cuda:2"))
+    assert [variables[VISIBLE] for variables in jobs] == ["4,6"]
+
+
+@pytest.mark.parametrize(
+    ("device", "cards", "workers", "message"),
+    [
+        ("cuda", ("cuda:3",), 1, "cuda:3 is not there: 3 CUDA devices are visible"),
+        ("cuda", ("cuda:0", "cuda:0"), 2, "cuda:0 stands twice"),
+        ("cuda", ("cpu",), 1, "'cpu' is no card"),
+        ("cuda", ("cuda:01",), 1, "'cuda:01' is no card"),
+        ("cuda", ("cuda:0",), 2, "--devices names 1, and each worker needs one of its own"),
+        ("cpu", ("cuda:0",), 1, "names cards for --device cuda, not for 'cpu'"),
+    ],
+)
+def test_cards_that_are_named_wrong_are_wrong_usage(device, cards, workers, message):
+    with pytest.raises(UsageError, match=message):
+        worker_environments(device, workers, {VISIBLE: "4,5,6"}, cards=cards)
+
+
 @pytest.fixture
 def driver(monkeypatch):
     def says(answer):
