@@ -45,7 +45,9 @@ def best_plan(stack: Stack, layer_fqns: Sequence[str], budget_bytes: int) -> Pre
             solution = solve_exact(stack.problem, limit_bytes)
         except InfeasibleBudgetError as error:
             smallest = stack.predict(error.choice)
-            if bound_s is not None and (smallest.peak_bytes or 0) <= budget_bytes:
+            if (smallest.peak_bytes or 0) <= budget_bytes:
+                if bound_s is None:
+                    bound_s = solve_exact(stack.problem, error.smallest_peak_bytes or limit_bytes).bound_s
                 return PredictedPlan(stack.plan(error.choice, layer_fqns), smallest, bound_s)
             raise InfeasibleError(
                 f"no plan is predicted to fit {format_bytes(budget_bytes)}: the smallest peak of any is "

@@ -45,8 +45,14 @@ class Reserve:
         return round(allocated_bytes * (1 + self.extra_share) + self.extra_bytes)
 
     def allocatable_bytes(self, reserved_bytes: int) -> int:
-        """How much may be allocated for so much to be reserved."""
-        return int((reserved_bytes - self.extra_bytes) / (1 + self.extra_share))
+        """How much may be allocated at most for no more than so much to be reserved."""
+        allocatable_bytes = int((reserved_bytes - self.extra_bytes) / (1 + self.extra_share))
+        # Off by the rounding of both directions: what is reserved for an amount must allow that amount.
+        while self.reserved_bytes(allocatable_bytes + 1) <= reserved_bytes:
+            allocatable_bytes += 1
+        while self.reserved_bytes(allocatable_bytes) > reserved_bytes:
+            allocatable_bytes -= 1
+        return allocatable_bytes
 
 
 NOTHING = Reserve(0, 0)

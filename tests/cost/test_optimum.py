@@ -9,6 +9,7 @@ import pytest
 
 from actune.cost.model import CostModel
 from actune.cost.optimum import best_plan, predicted_frontier
+from actune.cost.reserve import Reserve
 from actune.cost.stack import Stack, stack_of
 from actune.cost.survey import begin_survey, extend_survey
 from actune.errors import CostError, InfeasibleError
@@ -63,6 +64,17 @@ def test_an_infeasible_budget_says_the_smallest_peak(stack):
     with pytest.raises(InfeasibleError, match="no plan is predicted to fit") as caught:
         best_plan(stack, STRUCTURE.layer_fqns, smallest_bytes - 1)
     assert caught.value.smallest_peak_bytes == smallest_bytes
+
+
+@pytest.mark.parametrize("reserve", [Reserve(0, 0.07), Reserve(0.5, 0), Reserve(0, 1 / 3)])
+def test_the_smallest_peak_that_is_named_is_reached(stack, monkeypatch, reserve):
+    monkeypatch.setattr(stack.model, "_reserve", reserve)
+    with pytest.raises(InfeasibleError) as caught:
+        best_plan(stack, STRUCTURE.layer_fqns, 1)
+    smallest_bytes = caught.value.smallest_peak_bytes
+    assert smallest_bytes == min(all_predictions(stack))[0]
+    best = best_plan(stack, STRUCTURE.layer_fqns, smallest_bytes)
+    assert best.prediction.peak_bytes == smallest_bytes
 
 
 def test_backwards_in_another_order_are_no_stack():

@@ -20,9 +20,11 @@ def test_what_is_learned(peaks, expected):
     assert reserve_of([ReservedPeak(*peak) for peak in peaks]) == expected
 
 
-@pytest.mark.parametrize("reserve", [NOTHING, Reserve(12345, 0), Reserve(0, 0.07)])
+@pytest.mark.parametrize("reserve", [NOTHING, Reserve(12345, 0), Reserve(0, 0.07), Reserve(0, 0.5), Reserve(0.5, 0)])
 def test_there_and_back(reserve):
-    for allocated_bytes in (0, 1, 999, 10**9, 80 * 2**30):
-        back = reserve.allocatable_bytes(reserve.reserved_bytes(allocated_bytes))
-        assert abs(back - allocated_bytes) <= 1
+    for allocated_bytes in (*range(1000), 10**9, 80 * 2**30):
+        reserved_bytes = reserve.reserved_bytes(allocated_bytes)
+        back = reserve.allocatable_bytes(reserved_bytes)
+        assert allocated_bytes <= back <= allocated_bytes + 1
+        assert reserve.reserved_bytes(back) == reserved_bytes
     assert NOTHING.reserved_bytes(7) == NOTHING.allocatable_bytes(7) == 7
