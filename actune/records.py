@@ -333,3 +333,17 @@ class AwaitsTurn:
 
 
 Reply = Loaded | Measured | RoundsMeasured | GradientReport | PlanProfiled | LayersTraced | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A line that a worker writes.
+
+    Attributes:
+        number: of the request that it answers, counted from 1 by both sides: a line too many, which only the target's
+            code can have written, is never taken for the reply to a later request.
+        reply: the reply, or what is said before it.
+    """
+
+    number: int
+    reply: Reply | AwaitsTurn

@@ -17,10 +17,12 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
+from actune import stragglers
 from actune.boundary import from_json, shorten, to_json
 from actune.errors import PlanError, TargetError, UsageError, describe_error
 from actune.op_trace import TraceLayers
 from actune.records import (
+    Answer,
     AwaitsTurn,
     CompareGradients,
     Failed,
@@ -131,14 +133,18 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 def _end() -> NoReturn:
     """The coordinator is gone: a step may be running, and nobody waits for it or for what the target started."""
-    if os.getsid(0) == os.getpid():  # as the engine starts a worker; a person at a terminal has other things in it
+    mark = os.environ.get(stragglers.MARK)
+    if mark is not None:  # as the engine starts a worker; a person at a terminal has other things in the group
+        stragglers.kill_marked(mark)
         os.killpg(0, signal.SIGKILL)
     os._exit(0)
 
 
 def _answer_all(lines: queue.SimpleQueue[bytes], replies: BinaryIO) -> NoReturn:
+    number = 0
+
     def say(message: Reply | AwaitsTurn) -> None:
-        replies.write(to_json(message).encode() + b"\n")
+        replies.write(to_json(Answer(number, message)).encode() + b"\n")
         replies.flush()
 
     def take_turn() -> None:
@@ -153,6 +159,7 @@ def _answer_all(lines: queue.SimpleQueue[bytes], replies: BinaryIO) -> NoReturn:
     pid = os.getpid()
     while True:
         line = lines.get()
+        number += 1
         try:
             request: Request = from_json(Request, line)
         except ValueError as error:

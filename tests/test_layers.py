@@ -26,6 +26,7 @@ VALUES = {
     "predictions",
     "racing",
     "study_records",
+    "stragglers",
 }
 MAY_IMPORT = {
     "store": VALUES,

@@ -16,14 +16,13 @@ import click
 from actune import __version__
 from actune.cli.estimate import estimate
 from actune.cli.frontier import frontier
+from actune.cli.interruption import INTERRUPTED, MESSAGE
 from actune.cli.measure import measure
 from actune.cli.profile import profile
 from actune.cli.search import resume, search
 from actune.cli.studies import export, show, studies
 from actune.cli.surroundings import doctor, spaces, targets
 from actune.errors import ActuneError
-
-INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -58,7 +57,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"actune: {error}", err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("actune: interrupted. What a search has measured is stored; `actune resume NAME` goes on.", err=True)
+        click.echo(MESSAGE, err=True)
         return INTERRUPTED
     except (BrokenPipeError, SystemExit):
         # The reader of our output has gone, as in `actune show … | head`, which click and rich make a SystemExit of.

@@ -9,17 +9,19 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from actune import stragglers
 from actune.boundary import from_json, shorten, to_json
 from actune.errors import StorageError
-from actune.records import AwaitsTurn, Failed, Reply, Request, TakeTurn
+from actune.records import Answer, AwaitsTurn, Failed, Reply, Request, TakeTurn
 
-LOG_TAIL_BYTES = 4000
+LOG_TAIL_BYTES = 16_000  # where a hang is comes first in its stack, and stacks of compilers are long
 STOP_GRACE_S = 5.0
 POLL_S = 1.0
 STACKS_S = 0.5
@@ -93,6 +95,7 @@ class WorkerProcess:
             StorageError: the log can't be written.
         """
         self.environment = environment
+        self._mark = uuid.uuid4().hex
         self._log_path = log_path
         self._oom_kills = _oom_kills()
         try:
@@ -111,8 +114,9 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, stragglers.MARK: self._mark},
             )
+        self._asked = 0
         self._burial = threading.Lock()
         self._is_buried = False
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -148,6 +152,7 @@ class WorkerProcess:
         Raises:
             WorkerDiedError: there was none; the process is gone.
         """
+        self._asked += 1
         self._send(request)
         left_s = timeout_s
         while True:
@@ -163,10 +168,12 @@ class WorkerProcess:
                     f"no reply to '{request.kind}' within {timeout_s:g} s, the cap that --trial-timeout sets",
                     self._log_tail(),
                 ) from None
-            reply = self._understood(line)
-            if not isinstance(reply, AwaitsTurn):
-                return reply
             left_s -= time.monotonic() - began_s
+            answer = self._understood(line)
+            if answer.number < self._asked:
+                continue  # one too many to an earlier request
+            if not isinstance(answer.reply, AwaitsTurn):
+                return answer.reply
             take_turn()
             self._send(TakeTurn())
 
@@ -178,20 +185,20 @@ class WorkerProcess:
         except (OSError, ValueError):  # a pipe that nobody reads any more, or that `kill` has closed
             raise self._bury() from None
 
-    def _understood(self, line: bytes | None) -> Reply | AwaitsTurn:
+    def _understood(self, line: bytes | None) -> Answer:
         if line is None:
             raise self._bury()
         try:
-            reply: Any = from_json(Reply | AwaitsTurn, line)
+            answer: Answer = from_json(Answer, line)
         except ValueError:
             self.kill()
             raise WorkerDiedError(
                 False, False, f"the worker wrote what is no reply: {shorten(line)}", self._log_tail()
             ) from None
-        if isinstance(reply, Failed) and reply.blame == "internal":
+        if isinstance(answer.reply, Failed) and answer.reply.blame == "internal":
             self.kill()
-            raise WorkerDiedError(False, False, reply.message, self._log_tail())
-        return reply  # type: ignore[no-any-return]
+            raise WorkerDiedError(False, False, answer.reply.message, self._log_tail())
+        return answer
 
     def _next_line(self, timeout_s: float) -> bytes | None:
         """A line from the worker, None if it is dead.
@@ -246,6 +253,7 @@ class WorkerProcess:
             with suppress(ProcessLookupError):  # the whole group is gone already
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            stragglers.kill_marked(self._mark)
         if self._process.stdin is not None:
             with suppress(OSError):  # what was still buffered for a dead worker is of no use to anyone
                 self._process.stdin.close()

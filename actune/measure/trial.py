@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from actune.records import Measured, Measurement, MeasurePlan, Outcome, SamplePa
 from actune.statistics import clock_of
 
 LEAK_TOLERANCE_BYTES = 2**20
+LEAK_TOLERANCE_FILES = 32
 
 
 def measure_plan(workload: Workload, request: MeasurePlan, take_turn: Callable[[], None] = lambda: None) -> Measured:
@@ -32,7 +34,7 @@ def measure_plan(workload: Workload, request: MeasurePlan, take_turn: Callable[[
     plan = parse_plan(request.plan_toml)
     reference = None if request.reference_toml is None else parse_plan(request.reference_toml)
     workload.restart()
-    live_bytes_before = workload.device.live_bytes(workload.bookkeeping)
+    live_bytes_before, files_before = workload.device.live_bytes(workload.bookkeeping), _open_files()
     try:
         measurement = _run(workload, plan, reference, request, take_turn)
     except PlanError:
@@ -47,8 +49,17 @@ def measure_plan(workload: Workload, request: MeasurePlan, take_turn: Callable[[
         workload.forget_plans()
         workload.restart()
     leaked_bytes = workload.ranks.agree_max(workload.device.live_bytes(workload.bookkeeping) - live_bytes_before)
-    spent = leaked_bytes > LEAK_TOLERANCE_BYTES or measurement.outcome is Outcome.OOM
-    return Measured(measurement, worker_spent=spent)
+    leaked_files = workload.ranks.agree_max(_open_files() - files_before)
+    leaks = leaked_bytes > LEAK_TOLERANCE_BYTES or leaked_files > LEAK_TOLERANCE_FILES
+    return Measured(measurement, worker_spent=leaks or measurement.outcome is Outcome.OOM)
+
+
+def _open_files() -> int:
+    """How many this process has; 0 where that can't be known."""
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 0
 
 
 def _run(

@@ -25,7 +25,7 @@ LOADED = Loaded(
 )
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.faults)])
 def test_nothing_runs_while_a_trial_is_timed(tmp_path, monkeypatch, mark, workers):
     log = tmp_path / "steps"
     log.mkdir()

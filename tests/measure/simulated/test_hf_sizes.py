@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[3] / "examples" / "hf"
 
 
 def loaded(config, device="sim:h100", **options):
-    worker = Worker()
+    worker = Worker(lambda: None)
     spec = f"hf:{CONFIGS / config}.json?" + "&".join(f"{key}={value}" for key, value in options.items())
     reply = worker.answer(LoadTarget(spec, device, seed=0))
     assert not isinstance(reply, Failed), reply
@@ -39,7 +39,7 @@ def test_real_sizes_have_their_published_number_of_parameters(config, parameters
 
 def test_deepseek_v3():
     """671B; one layer of each kind tells the rest: 3 dense ones, and 58 with experts."""
-    reply = Worker().answer(
+    reply = Worker(lambda: None).answer(
         LoadTarget(f"hf:{CONFIGS / 'deepseek-v3-671b'}.json?batch=1&seq=64", "sim:h200", seed=0, world_size=256)
     )
     assert reply.target.parameter_bytes / 2 == pytest.approx(671e9, rel=5e-3)

@@ -18,7 +18,7 @@ NONE = Treatment("none")
 
 
 def loaded(world_size, spec=SPEC):
-    worker = Worker()
+    worker = Worker(lambda: None)
     reply = worker.answer(LoadTarget(spec, "sim:tiny", seed=0, world_size=world_size))
     assert not isinstance(reply, Failed), reply
     return worker
@@ -155,7 +155,7 @@ def test_out_of_memory_leaves_nothing_gathered():
 
 
 def test_what_loading_says(workers):
-    reply = Worker().answer(LoadTarget(SPEC, "sim:tiny", seed=0, world_size=RANKS))
+    reply = Worker(lambda: None).answer(LoadTarget(SPEC, "sim:tiny", seed=0, world_size=RANKS))
     assert reply.environment.device_name == "a tiny device for tests (simulated, one of 4)"
     assert reply.target.fingerprint == workers[0]._workload.fingerprint
 
@@ -165,5 +165,5 @@ def test_what_loading_says(workers):
     [("cpu", 2, "has no parallelize(), so each of 2 processes"), ("sim:tiny", 0, "0 is no number of devices")],
 )
 def test_wrong_world_sizes(device, world_size, message):
-    reply = Worker().answer(LoadTarget(SPEC, device, seed=0, world_size=world_size))
+    reply = Worker(lambda: None).answer(LoadTarget(SPEC, device, seed=0, world_size=world_size))
     assert (reply.blame, message in reply.message) == ("usage", True)

@@ -31,7 +31,7 @@ NONE, FULL = dump_plan(Plan()), toml("full")
 
 
 def loaded(spec, device="sim:tiny"):
-    worker = Worker()
+    worker = Worker(lambda: None)
     reply = worker.answer(LoadTarget(spec, device, seed=0))
     assert not isinstance(reply, Failed), reply
     return worker, reply
@@ -144,9 +144,9 @@ def test_compiled_plans_are_refused(dense):
 
 
 def test_an_unknown_device_is_told_which_there_are():
-    reply = Worker().answer(LoadTarget(DENSE, "sim:tinny", seed=0))
+    reply = Worker(lambda: None).answer(LoadTarget(DENSE, "sim:tinny", seed=0))
     assert (reply.blame, "Did you mean 'sim:tiny'?" in reply.message) == ("usage", True)
-    assert "sim:h100" in Worker().answer(LoadTarget(DENSE, "sims", seed=0)).message
+    assert "sim:h100" in Worker(lambda: None).answer(LoadTarget(DENSE, "sims", seed=0)).message
 
 
 TARGETS = "tests.measure.simulated.targets"
@@ -164,7 +164,7 @@ def test_ops_that_need_values(name, message):
 
 
 def test_a_model_that_can_not_be_built_without_values():
-    reply = Worker().answer(LoadTarget(f"{TARGETS}:ReadsValuesWhileBuilt", "sim:tiny", seed=0))
+    reply = Worker(lambda: None).answer(LoadTarget(f"{TARGETS}:ReadsValuesWhileBuilt", "sim:tiny", seed=0))
     assert reply.blame == "target"
     assert "on the meta device" in reply.message
 
