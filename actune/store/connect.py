@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,8 +21,35 @@ def create_engine(location: Location, *, busy_timeout_s: float) -> sa.Engine:
         return sa.create_engine(location.url, pool_pre_ping=True)
     engine = sa.create_engine(location.url, connect_args={"timeout": busy_timeout_s})
     event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _SameFile(location.path, location.label).check)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+class _SameFile:
+    """Notices that the file is another one than at first. SQLite would go on writing to one that has no name any more,
+    and all of it would be gone with the process (https://www.sqlite.org/howtocorrupt.html, section 4.2).
+    """
+
+    def __init__(self, path: Path, label: str) -> None:
+        self._path = path
+        self._label = label
+        self._identity: tuple[int, int] | None = None
+
+    def check(self, connection: sa.Connection) -> None:
+        """Called before each transaction."""
+        try:
+            found = self._path.stat()
+            identity = (found.st_dev, found.st_ino)
+        except FileNotFoundError:
+            identity = None
+        if self._identity is not None and identity != self._identity:
+            raise StorageError(
+                f"{self._label} was moved, replaced or removed while it was in use. What was stored is in the file as "
+                "it was, with its -wal beside it: bring both back, or name where they are with --storage, and run the "
+                "command again."
+            )
+        self._identity = identity
 
 
 class OptunaConnection(sqlite3.Connection):
