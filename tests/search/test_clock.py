@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import gc
 import itertools
+import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,9 +19,9 @@ JUMPS_S = (0.0, -400 * 86400.0, 30 * 86400.0, -1.0, 3600.0)
 
 
 @pytest.fixture
-def jumping(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def jumping(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The wall clock jumps each time somebody looks at it; the monotonic one does not, as the system promises."""
-    jumps, seen = itertools.cycle(JUMPS_S), []
+    jumps, seen = itertools.cycle(JUMPS_S), list[float]()
     real_time, real_datetime = time.time, datetime.datetime
 
     def jumped() -> float:
@@ -35,12 +34,10 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
             return real_datetime.fromtimestamp(jumped(), tz)
 
     monkeypatch.setattr(time, "time", jumped)
-    for module in [found for found in gc.get_objects() if type(found) is type(time)]:
-        if getattr(module, "__name__", "").split(".")[0] in ("actune", "optuna") and (
-            vars(module).get("datetime") is real_datetime
-        ):
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("actune", "optuna") and vars(module).get("datetime") is real_datetime:
             monkeypatch.setattr(module, "datetime", Jumping)
-    yield seen
+    return seen
 
 
 def plans_of(store: Store, name: str) -> list[tuple[int, str]]:
