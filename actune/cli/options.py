@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from actune.errors import UsageError
+from actune.errors import ActuneError, UsageError
 from actune.units import Budget, parse_duration_s
 
 DEFAULT_STORAGE = "sqlite:///studies/actune.db"
@@ -119,9 +119,15 @@ def echo_json(document: dict[str, Any]) -> None:
 
 @contextmanager
 def scratch_log_folder(command: str) -> Iterator[Path]:
-    """A folder for what workers print. It stays only if the block raises, since messages then name files in it."""
+    """A folder for what workers print. It stays only if the block ends in an error whose message names files in it."""
     folder = Path(tempfile.mkdtemp(prefix=f"actune-{command}-"))
-    yield folder
+    try:
+        yield folder
+    except ActuneError:
+        raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     shutil.rmtree(folder)
 
 

@@ -113,7 +113,7 @@ def test_a_disk_that_is_read_only(tmp_path):
         result = ended(actune_process(*SEARCH, "--trials", 4, folder=folder))
         subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
         assert result.code == 5, result.err
-        assert "actune.db" in result.err
+        assert "actune.db can't be opened. You need read and write permission" in result.err
         goes_on(folder, before)
 
 
