@@ -28,7 +28,6 @@ _SETTINGS = {
     "listen_addresses": "",
     "fsync": "off",
     "full_page_writes": "off",
-    "synchronous_commit": "off",
     "max_connections": "60",
     "shared_buffers": "16MB",
     "autovacuum": "off",
@@ -112,9 +111,7 @@ class PostgresServer:
 
     def connect(self, database: str = "postgres", *, user: str = USER) -> psycopg.Connection[Any]:
         """As the superuser, statement by statement."""
-        return psycopg.connect(
-            host=str(self.folder), dbname=database, user=user, password=PASSWORD, autocommit=True
-        )
+        return psycopg.connect(host=str(self.folder), dbname=database, user=user, password=PASSWORD, autocommit=True)
 
     def execute(self, statement: str, *, database: str = "postgres") -> list[Any]:
         """What a statement of the superuser's returns."""

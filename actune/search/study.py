@@ -92,6 +92,7 @@ class PlanStudy:
         self._objectives = objectives
         with setup_lock(store.url), storage_errors(parse_location(store.url)):
             self._storage = optuna.storages.RDBStorage(store.url, engine_kwargs=store.optuna_engine_kwargs)
+            store.guard(self._storage.engine)
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, directions=["minimize"] * objectives, load_if_exists=True
             )
