@@ -109,6 +109,11 @@ class Store:
         return self._location.full_url
 
     @property
+    def label(self) -> str:
+        """What messages call the database; never holds a password."""
+        return self._location.label
+
+    @property
     def optuna_engine_kwargs(self) -> dict[str, Any]:
         """What Optuna's RDBStorage needs as `engine_kwargs` to share the database."""
         if self._location.path is None:
