@@ -56,10 +56,14 @@ def copy_study(name: str, to: str | None, new_name: str | None, storage: str, as
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @storage_option
-def backup(file: Path, force: bool, storage: str) -> None:
+@json_option
+def backup(file: Path, force: bool, storage: str, as_json: bool) -> None:
     """Copy a SQLite database of studies to FILE, also while a search writes to it."""
     from actune.store import back_up
     from actune.units import format_bytes
 
     size_bytes = back_up(storage, file, force=force)
-    click.echo(f"wrote {file} ({format_bytes(size_bytes)})")
+    if as_json:
+        echo_json({"file": str(file), "file_bytes": size_bytes})
+    else:
+        click.echo(f"wrote {file} ({format_bytes(size_bytes)})")

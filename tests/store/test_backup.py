@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -216,7 +217,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.startswith(f"wrote {tmp_path}/b.db (")
     assert run(arguments) == 2
     assert "--force" in capsys.readouterr().err
-    assert run([*arguments, "--force"]) == 0
+    assert run([*arguments, "--force", "--json"]) == 0
+    size_bytes = (tmp_path / "b.db").stat().st_size
+    assert json.loads(capsys.readouterr().out) == {"file": f"{tmp_path}/b.db", "file_bytes": size_bytes}
     assert run(["backup", str(tmp_path / "c"), "--storage", "postgresql://me:s3cret@host/studies"]) == 2
     said = capsys.readouterr().err
     assert "pg_dump --format=custom --file=FILE studies" in said

@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from actune.cli import run
 from actune.errors import StorageError, UsageError
 from actune.records import Measurement, Outcome
 from actune.store import Store, setup_lock
@@ -186,6 +187,22 @@ def test_wrong_password_user_and_database(server: PostgresServer, database: str)
         Store.open(server.url("none"), create=True)
 
 
+def test_commands_end_with_a_message(
+    server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = server.url("none")
+    for command in (("studies",), ("show", "a"), ("resume", "a"), ("copy-study", "a", "--as", "b")):
+        assert run([*command, "--storage", url]) == 5
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("actune: postgresql+psycopg://tester:***@")
+        assert err.count("\n") == 1
+        assert "s3cret" not in err
+    assert run(["doctor", "--storage", server.url("postgres"), "--json"]) in (0, 1)
+    assert "s3cret" not in capsys.readouterr().out
+
+
 def test_password_in_the_query_is_not_shown(server: PostgresServer) -> None:
     quoted = PASSWORD.replace("/", "%2F")
     url = f"postgresql://tester@/none?host={server.folder}&password={quoted}"
@@ -274,6 +291,27 @@ def test_server_that_ends_in_the_middle_of_a_search(mortal: PostgresServer, numb
         with refused(r"can't be reached"):
             store.trials("a")
         mortal.start()
+        assert len(store.trials("a")) == 2
+        assert search(store, machine).best_hash is not None
+        check_whole(store, machine, 6)
+
+
+@pytest.mark.faults
+def test_server_that_is_restarted_in_the_middle_of_a_search(mortal: PostgresServer) -> None:
+    """It forgets whose lock it was, so the search ends, though the database is there again."""
+    machine = Machine()
+    starts: list[str] = []
+
+    def restart_at_the_third(name: str) -> None:
+        starts.append(name)
+        if len(starts) == 3:
+            mortal.stop()
+            mortal.start()
+
+    machine.before_trial = restart_at_the_third
+    with Store.open(mortal.url(mortal.new_database()), create=True) as store:
+        with refused(r"no longer holds the lock on study 'a': the server was restarted"):
+            search(store, machine)
         assert len(store.trials("a")) == 2
         assert search(store, machine).best_hash is not None
         check_whole(store, machine, 6)
