@@ -145,7 +145,7 @@ def postgres_server() -> Iterator[PostgresServer]:
         try:
             yield server
         finally:
-            server.stop()
+            server.stop(signal.SIGQUIT)  # at once: nothing of it is kept
     finally:
         shutil.rmtree(folder)
 

@@ -32,11 +32,7 @@ _MAX_NAME_LENGTH = 63  # of an application: the server cuts longer ones
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 _NAME = re.compile(r"actune (?P<pid>\d+) (?P<since>\S+) (?P<host>.*)")
 
-# The server looks for dead machines too: after half a minute of silence, three times in another half.
 _SESSION_SETTINGS = {
-    "tcp_keepalives_idle": "30",
-    "tcp_keepalives_interval": "10",
-    "tcp_keepalives_count": "3",
     "idle_session_timeout": "0",
     "lock_timeout": f"{_SETTLING_TIMEOUT_S:g}s",
 }

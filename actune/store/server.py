@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,11 +26,16 @@ _CONNECTION_DEFAULTS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
+# The same on the server's end, which keeps the locks of a dead machine until it notices: after half a minute of silence
+# it asks three times in another half.
+_SERVER_KEEPALIVES = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 
 
 def connection_arguments(url: sa.URL) -> dict[str, Any]:
     """What a connection is made with beside its URL."""
-    return {name: value for name, value in _CONNECTION_DEFAULTS.items() if name not in url.query}
+    defaults = {name: value for name, value in _CONNECTION_DEFAULTS.items() if name not in url.query}
+    asked = url.normalized_query.get("options") or (os.environ.get("PGOPTIONS", ""),)
+    return defaults | {"options": " ".join((_SERVER_KEEPALIVES, *asked)).strip()}
 
 
 def create_server_engine(location: Location, *, lock_timeout_s: float) -> sa.Engine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,24 +29,33 @@ from tests.search.test_recovery import dying
 from .examples import ENVIRONMENT, TARGET, prediction
 
 FROM_TO = [
-    ("sqlite", "sqlite"),
+    pytest.param("sqlite", "sqlite", marks=pytest.mark.faults),
     ("sqlite", "postgresql"),
     ("postgresql", "sqlite"),
-    ("postgresql", "postgresql"),
+    pytest.param("postgresql", "postgresql", marks=pytest.mark.faults),
 ]
 
 
 @contextmanager
 def opened(kind: str, request: pytest.FixtureRequest, tmp_path: Path, name: str) -> Iterator[Store]:
+    """A database of that kind, with tables and without studies of actune's."""
     if kind == "sqlite":
+        shutil.copy(request.getfixturevalue("empty_database"), tmp_path / f"{name}.db")
         with Store.open(f"sqlite:///{tmp_path}/{name}.db", create=True) as store:
             yield store
         return
     server = request.getfixturevalue("server")
-    database = server.new_database()
+    database = server.new_database(template=request.getfixturevalue("template"))
     with Store.open(server.url(database), create=True) as store:
         yield store
     server.drop(database)
+
+
+@pytest.fixture
+def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, Store]]:
+    """Two files."""
+    with opened("sqlite", request, tmp_path, "a") as source, opened("sqlite", request, tmp_path, "b") as destination:
+        yield source, destination
 
 
 def of_optuna(store: Store, name: str) -> list[object]:
@@ -137,45 +148,36 @@ def test_under_another_name_its_plans_name_the_copy(request: pytest.FixtureReque
         assert search(store, machine, "b", budget="2000B,1500B") == copy  # it is finished, as the study is
 
 
-def test_every_table_of_a_study_is_copied(tmp_path: Path) -> None:
+def test_every_table_of_a_study_is_copied(stores: tuple[Store, Store]) -> None:
     """Also one that a later schema adds."""
-    with (
-        Store.open(f"sqlite:///{tmp_path}/a.db", create=True) as source,
-        Store.open(f"sqlite:///{tmp_path}/b.db", create=True) as destination,
-    ):
-        search(source, Machine(can_be_profiled=True))
-        copy_whole_study(source, "a", destination, "a")
-        for table in metadata.sorted_tables:
-            counts = []
-            for store in (source, destination):
-                with store._reading() as connection:
-                    counts.append(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar())
-            assert counts[0] == counts[1], table.name
-            assert counts[0], table.name
+    source, destination = stores
+    search(source, Machine(can_be_profiled=True))
+    copy_whole_study(source, "a", destination, "a")
+    for table in metadata.sorted_tables:
+        counts = []
+        for store in (source, destination):
+            with store._reading() as connection:
+                counts.append(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar())
+        assert counts[0] == counts[1], table.name
+        assert counts[0], table.name
 
 
-def test_a_second_copy_shares_the_measurements_of_the_first(tmp_path: Path) -> None:
-    with (
-        Store.open(f"sqlite:///{tmp_path}/a.db", create=True) as source,
-        Store.open(f"sqlite:///{tmp_path}/b.db", create=True) as destination,
-    ):
-        search(source, Machine())
-        first = copy_whole_study(source, "a", destination, "a")
-        second = copy_whole_study(source, "a", destination, "b")
-        assert (first.measurements, second.measurements) == (6, 0)
-        assert destination.trials("a") == destination.trials("b")
+def test_a_second_copy_shares_the_measurements_of_the_first(stores: tuple[Store, Store]) -> None:
+    source, destination = stores
+    search(source, Machine())
+    first = copy_whole_study(source, "a", destination, "a")
+    second = copy_whole_study(source, "a", destination, "b")
+    assert (first.measurements, second.measurements) == (6, 0)
+    assert destination.trials("a") == destination.trials("b")
 
 
-def test_a_study_that_optuna_does_not_know_yet(tmp_path: Path) -> None:
+def test_a_study_that_optuna_does_not_know_yet(stores: tuple[Store, Store]) -> None:
     """Its search died before the first trial."""
-    with (
-        Store.open(f"sqlite:///{tmp_path}/a.db", create=True) as source,
-        Store.open(f"sqlite:///{tmp_path}/b.db", create=True) as destination,
-    ):
-        source.create_study("a", SETTINGS, TARGET, ENVIRONMENT)
-        source.save_predictions("a", [prediction(0)])
-        assert copy_whole_study(source, "a", destination, "a").optuna_trials == 0
-        assert of_actune(destination, "a") == of_actune(source, "a")
+    source, destination = stores
+    source.create_study("a", SETTINGS, TARGET, ENVIRONMENT)
+    source.save_predictions("a", [prediction(0)])
+    assert copy_whole_study(source, "a", destination, "a").optuna_trials == 0
+    assert of_actune(destination, "a") == of_actune(source, "a")
 
 
 @pytest.mark.faults
@@ -241,6 +243,7 @@ with Store.open(sys.argv[1], create=False) as source, Store.open(sys.argv[2], cr
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_killed_before_its_end_it_leaves_nothing_of_the_copy(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str
@@ -257,68 +260,59 @@ def test_killed_before_its_end_it_leaves_nothing_of_the_copy(
         assert of_optuna(destination, "a") == of_optuna(source, "a")
 
 
-def test_while_a_search_runs_a_copy_is_of_one_moment(tmp_path: Path) -> None:
+def test_while_a_search_runs_a_copy_is_of_one_moment(stores: tuple[Store, Store]) -> None:
     """At each trial of the source; each copy is what a coordinator that died there would have left."""
     machine = Machine()
-    with (
-        Store.open(f"sqlite:///{tmp_path}/a.db", create=True) as source,
-        Store.open(f"sqlite:///{tmp_path}/b.db", create=True) as destination,
-    ):
-        names: list[str] = []
+    source, destination = stores
+    names: list[str] = []
 
-        def copy(_: str) -> None:
-            with Store.open(source.url, create=False) as reader:
-                names.append(f"copy-{len(names)}")
-                copy_whole_study(reader, "a", destination, names[-1])
+    def copy(_: str) -> None:
+        with Store.open(source.url, create=False) as reader:
+            names.append(f"copy-{len(names)}")
+            copy_whole_study(reader, "a", destination, names[-1])
 
-        machine.before_trial = copy
-        end = search(source, machine)
-        assert len(names) == 6
-        for count, name in enumerate(names):
-            assert destination.trials(name) == source.trials("a")[:count]
-            assert search(destination, Machine(), name).best_hash == end.best_hash
+    machine.before_trial = copy
+    end = search(source, machine)
+    assert len(names) == 6
+    for count, name in enumerate(names):
+        assert destination.trials(name) == source.trials("a")[:count]
+        assert search(destination, Machine(), name).best_hash == end.best_hash
 
 
-def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
-    with (
-        Store.open(f"sqlite:///{tmp_path}/a.db", create=True) as source,
-        Store.open(f"sqlite:///{tmp_path}/b.db", create=True) as destination,
-    ):
-        search(source, Machine())
-        search(destination, Machine(), "a", trials=3)
-        storage = optuna.storages.RDBStorage(destination.url)
-        optuna.create_study(storage=storage, study_name="theirs")
-        storage.remove_session()
-        storage.engine.dispose()
-        before = everything(destination)
-        for place in (source, destination):
-            with pytest.raises(UsageError, match=r"study 'a' exists already at .* with --as"):
-                copy_whole_study(source, "a", place, "a")
-        with pytest.raises(UsageError, match=r"Optuna has a study 'theirs' at .* none of actune's"):
-            copy_whole_study(source, "a", destination, "theirs")
-        with pytest.raises(UsageError, match="is not usable"):
-            copy_whole_study(source, "a", destination, "../b")
-        with pytest.raises(UsageError, match="no study 'none'"):
-            copy_whole_study(source, "none", destination, "b")
-        assert everything(destination) == before
+def test_a_name_that_is_taken_is_refused(stores: tuple[Store, Store]) -> None:
+    source, destination = stores
+    search(source, Machine())
+    search(destination, Machine(), "a", trials=3)
+    storage = optuna.storages.RDBStorage(destination.url)
+    optuna.create_study(storage=storage, study_name="theirs")
+    storage.remove_session()
+    storage.engine.dispose()
+    before = everything(destination)
+    for place in (source, destination):
+        with pytest.raises(UsageError, match=r"study 'a' exists already at .* with --as"):
+            copy_whole_study(source, "a", place, "a")
+    with pytest.raises(UsageError, match=r"Optuna has a study 'theirs' at .* none of actune's"):
+        copy_whole_study(source, "a", destination, "theirs")
+    with pytest.raises(UsageError, match="is not usable"):
+        copy_whole_study(source, "a", destination, "../b")
+    with pytest.raises(UsageError, match="no study 'none'"):
+        copy_whole_study(source, "none", destination, "b")
+    assert everything(destination) == before
 
 
-def test_tables_of_another_version_of_optuna_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with (
-        Store.open(f"sqlite:///{tmp_path}/a.db", create=True) as source,
-        Store.open(f"sqlite:///{tmp_path}/b.db", create=True) as destination,
-    ):
-        search(source, Machine(), trials=3)
-        with source._writing() as connection:
-            connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v0.9.0.a'")
-        with pytest.raises(StorageError, match=r"version '.*' there, and 'v0\.9\.0\.a' where the study is"):
-            copy_whole_study(source, "a", destination, "a")
-        assert destination.studies() == []
+def test_tables_of_another_version_of_optuna_are_refused(
+    stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, destination = stores
+    search(source, Machine(), trials=3)
+    with source._writing() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v0.9.0.a'")
+    with pytest.raises(StorageError, match=r"version '.*' there, and 'v0\.9\.0\.a' where the study is"):
+        copy_whole_study(source, "a", destination, "a")
+    assert destination.studies() == []
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], server_url: str) -> None:
-    import json
-
     url = f"sqlite:///{tmp_path}/a.db"
     with Store.open(url, create=True) as store:
         search(store, Machine())
@@ -346,12 +340,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], server_
     assert "--to" in capsys.readouterr().err
 
 
-def test_a_study_of_that_name_can_not_begin_meanwhile(tmp_path: Path) -> None:
-    with (
-        Store.open(f"sqlite:///{tmp_path}/a.db", create=True) as source,
-        Store.open(f"sqlite:///{tmp_path}/b.db", create=True) as destination,
-        Store.open(f"sqlite:///{tmp_path}/b.db", create=True) as other,
-    ):
+def test_a_study_of_that_name_can_not_begin_meanwhile(stores: tuple[Store, Store]) -> None:
+    source, destination = stores
+    with Store.open(destination.url, create=True) as other:
         search(source, Machine(), trials=3)
         with other.locked("a"), pytest.raises(Exception, match="is being searched"):
             copy_whole_study(source, "a", destination, "a")

@@ -92,11 +92,12 @@ def test_setup_lock_that_is_never_released(server_url: str, monkeypatch: pytest.
 
 
 def test_connections_notice_a_dead_machine(server: PostgresServer, database: str) -> None:
-    """On both ends; over a unix socket the server shows its settings as 0, so the client's alone can be seen."""
+    """On both ends; over a unix socket the server shows its settings as 0, so only that they are sent can be seen."""
     with Store.open(server.url(database), create=True) as store, store._reading() as connection:
         parameters = connection.connection.driver_connection.info.get_parameters()  # type: ignore[union-attr]
         assert (parameters["keepalives_idle"], parameters["keepalives_interval"]) == ("30", "10")
         assert parameters["application_name"] == "actune"
+        assert "-c tcp_keepalives_idle=30" in parameters["options"]
     with Store.open(server.url(database) + "&keepalives_idle=7", create=True) as store, store._reading() as connection:
         assert connection.connection.driver_connection.info.get_parameters()["keepalives_idle"] == "7"  # type: ignore[union-attr]
 

@@ -118,9 +118,6 @@ def test_an_interrupted_wait_changes_nothing(url: str, tmp_path: Path) -> None:
         with dying(Store, "record_trial", call=2, death=KeyboardInterrupt):
             search(store, machine)
         with store.locked("a"):
-            refused = ended(actune_process("resume", "a", "--storage", url, folder=tmp_path))
-            assert (refused.code, refused.out) == (1, "")
-            assert "with --wait" in refused.err
             for number in (signal.SIGINT, signal.SIGTERM):
                 second = actune_process("resume", "a", "--storage", url, "--wait", folder=tmp_path)
                 assert second.stderr is not None
@@ -142,14 +139,10 @@ def test_what_is_wrong_is_said_before_a_wait(url: str, tmp_path: Path) -> None:
             result = ended(actune_process(*command, folder=tmp_path))
             assert result.code == 2
             assert "was started with --seed 0, not 7" in result.err
-            with store.locked("b"):
-                result = ended(actune_process("resume", "b", "--storage", url, "--wait", folder=tmp_path))
-                assert result.code == 2
 
 
-def test_two_that_wait_go_one_after_the_other(url: str) -> None:
-    with Store.open(url, create=True) as store:
-        store.close()
+def test_two_that_wait_go_one_after_the_other(server_url: str) -> None:
+    url = server_url
     with searching(url, trials=4) as first:
         says(first, "trial")
         with searching(url, trials=5) as second, searching(url, trials=5) as third:
