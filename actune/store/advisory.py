@@ -44,8 +44,10 @@ _HELD = """
     AND CAST(held.classid AS bigint) = :high AND CAST(held.objid AS bigint) = :low
 """
 _HOLDER = sa.text(f"SELECT session.application_name {_HELD}")
-_IS_HELD_BY = sa.text(f"SELECT count(*) {_HELD} AND session.pid = :pid AND session.backend_start = :started")
-_SESSION = sa.text("SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+_IS_HELD_BY = sa.text(f"SELECT count(*) {_HELD} AND session.pid = :pid AND session.application_name = :name")
+# The process id alone is not enough: after a restart the server gives the same ones again. The name is what every user
+# may see of a session.
+_SESSION = sa.text("SELECT pid, application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class StudyGuard:
         self._study = study
         self._key = key
         self._transactions = transactions
-        self._session = {"pid": session.pid, "started": session.backend_start}
+        self._session = {"pid": session.pid, "name": session.application_name}
 
     def check(self, connection: sa.Connection) -> None:
         """To be called at the beginning of a transaction.

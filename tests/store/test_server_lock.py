@@ -77,6 +77,19 @@ def test_lock_of_another_user_names_its_holder(server: PostgresServer, database:
         study_lock(server.url(database, user=f"colleague_{database}"), "a").__enter__()
 
 
+def test_a_user_who_acts_as_a_team_searches_too(server: PostgresServer, database: str) -> None:
+    """Who acts as another role sees less of the server's sessions, also of its own."""
+    team, member = f"team_{database}", f"member_{database}"
+    server.execute(f"CREATE ROLE {team}")
+    server.execute(f"CREATE ROLE {member} LOGIN PASSWORD 's3cret/word' NOINHERIT IN ROLE {team}")
+    server.execute(f"ALTER ROLE {member} SET role = '{team}'")
+    server.execute(f"GRANT CREATE ON SCHEMA public TO {team}", database=database)
+    with Store.open(server.url(database, user=member), create=True) as store:
+        machine = Machine()
+        assert search(store, machine).best_hash is not None
+        check_whole(store, machine, 6)
+
+
 def test_lock_is_released_when_the_block_fails(server_url: str) -> None:
     with pytest.raises(KeyError), study_lock(server_url, "a"):
         raise KeyError
