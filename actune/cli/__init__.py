@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from actune import __version__
+from actune.cli.copies import backup, copy_study
 from actune.cli.estimate import estimate
 from actune.cli.frontier import frontier
 from actune.cli.interruption import INTERRUPTED, MESSAGE
@@ -35,7 +36,9 @@ def actune() -> None:
     """
 
 
-for command in (search, resume, studies, show, export, measure, estimate, frontier, profile, targets, spaces, doctor):
+_RUN = (search, resume, measure, estimate, frontier, profile)
+_STORED = (studies, show, export, copy_study, backup)
+for command in (*_RUN, *_STORED, targets, spaces, doctor):
     actune.add_command(command)
 
 

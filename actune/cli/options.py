@@ -98,6 +98,9 @@ storage_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout; messages go to stderr in any case."
 )
+wait_option = click.option(
+    "--wait", is_flag=True, help="If another process works on the study, wait until it is done, and go on from there."
+)
 device_help = "cpu, cuda, cuda:N, or a simulated one, such as sim:h100."
 MAX_WORLD_SIZE = 2**20
 MAX_NPROC = 64

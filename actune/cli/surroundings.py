@@ -89,7 +89,7 @@ def _check_storage(storage: str) -> dict[str, Any]:
 
     try:
         with Store.open(storage, create=False) as store:
-            return _check("storage", True, f"{len(store.studies())} studies at {storage}")
+            return _check("storage", True, f"{len(store.studies())} studies at {store.label}")
     except ActuneError as error:
         # A database that is not there yet is no fault: search creates it.
         return _check("storage", error.exit_code == 2, str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from actune.search.study import PlanStudy, optuna_errors
 from actune.search.trials import TrialLoop
 from actune.search.verdict import Judge
 from actune.statistics import clock_of
-from actune.store import Store, study_lock
+from actune.store import Store
 from actune.study_records import StopReason, StudyRecord, StudySettings, Verdict
 from actune.units import Budget, format_bytes
 
@@ -33,21 +34,23 @@ from actune.units import Budget, format_bytes
 def run_search(
     store: Store,
     name: str,
-    settings: StudySettings,
+    settings: StudySettings | Callable[[], StudySettings],
     *,
     log_folder: Path,
     reporter: Reporter,
     engine_factory: EngineFactory | None = None,
+    while_held: Callable[[str], None] | None = None,
 ) -> Verdict:
     """Runs a study to its end, from wherever it is.
 
     Args:
         store: an open store.
         name: the study's; if there is one of that name it goes on, with these settings.
-        settings: what to search for, and how long.
+        settings: what to search for, and how long; or what says so once no other process works on the study.
         log_folder: for what workers print, and for tracebacks.
         reporter: hears about every trial.
         engine_factory: makes what runs the workers; of this machine, with the cards of the settings, without one.
+        while_held: with it, waits while another process works on the study, as in `study_lock`.
 
     Returns:
         How the study ended. `best_hash` is None if no plan fits the budget.
@@ -56,10 +59,11 @@ def run_search(
         UsageError: the target, device or space does not exist, or one of them or the budget is another one than the
             study's.
         TargetError: the target is at fault, whatever the plan.
-        StorageError: the database can't be used.
-        ActuneError: another process works on the study.
+        StorageError: the database can't be used, or its server gave up this process's lock on the study.
+        ActuneError: another process works on the study, and `while_held` is None.
     """
-    with study_lock(store.url, name):
+    with store.locked(name, while_held=while_held):
+        settings = settings if isinstance(settings, StudySettings) else settings()
         finished = _finished(store, name, settings)
         if finished is not None:
             return finished

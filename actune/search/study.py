@@ -47,6 +47,18 @@ def optuna_errors(store_url: str) -> Iterator[None]:
             raise error.__cause__ or error from None
 
 
+def open_optuna_storage(store: Store) -> optuna.storages.RDBStorage:
+    """Optuna's view of the store's database, with its tables made if they were not there.
+
+    Raises:
+        StorageError: the database can't be used.
+    """
+    with setup_lock(store.url), storage_errors(parse_location(store.url)):
+        storage = optuna.storages.RDBStorage(store.url, engine_kwargs=store.optuna_engine_kwargs)
+    store.guard(storage.engine)
+    return storage
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """A plan to measure, as Optuna's trial `number`; `is_given` if it was to be tried first."""
@@ -90,8 +102,8 @@ class PlanStudy:
         self._space = space
         self._source = source or space
         self._objectives = objectives
-        with setup_lock(store.url), storage_errors(parse_location(store.url)):
-            self._storage = optuna.storages.RDBStorage(store.url, engine_kwargs=store.optuna_engine_kwargs)
+        self._storage = open_optuna_storage(store)
+        with storage_errors(parse_location(store.url)):
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, directions=["minimize"] * objectives, load_if_exists=True
             )

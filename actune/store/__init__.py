@@ -5,14 +5,19 @@ The one home of SQLAlchemy, alembic and filelock. Optuna is told of the database
 
 from __future__ import annotations
 
+from actune.store.backup import back_up
+from actune.store.copying import CopiedStudy, copy_study
 from actune.store.lock import setup_lock, study_lock
 from actune.store.names import validate_study_name
 from actune.store.store import Store, environment_fingerprint
 from actune.store.summary import StudySummary
 
 __all__ = [
+    "CopiedStudy",
     "Store",
     "StudySummary",
+    "back_up",
+    "copy_study",
     "environment_fingerprint",
     "setup_lock",
     "study_lock",

@@ -11,14 +11,13 @@ from sqlalchemy import event
 
 from actune.errors import StorageError
 from actune.store.location import Location
-
-WRITES = "actune_writes"  # execution option of a connection whose transactions will write
+from actune.store.server import WRITES, create_server_engine
 
 
 def create_engine(location: Location, *, busy_timeout_s: float) -> sa.Engine:
     """An engine for the database. Opens nothing yet."""
     if location.path is None:
-        return sa.create_engine(location.url, pool_pre_ping=True)
+        return create_server_engine(location, lock_timeout_s=busy_timeout_s)
     engine = sa.create_engine(location.url, connect_args={"timeout": busy_timeout_s})
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _SameFile(location.path, location.label).check)

@@ -8,10 +8,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from actune.errors import StorageError
 from actune.store.location import Location
+from actune.store.server_failures import explain_server_error
 
 _PRIMARY_CODE = 0xFF  # SQLite's extended result codes keep the primary one in their lowest byte
 
@@ -42,14 +43,10 @@ def storage_errors(location: Location) -> Iterator[None]:
         raise StorageError(f"{location.label} {explain_driver_error(error.orig, location)}") from error
     except sqlite3.Error as error:  # from a listener, where SQLAlchemy has nothing to wrap
         raise StorageError(f"{location.label} {explain_driver_error(error, location)}") from error
-    except NoSuchModuleError as error:
+    except ImportError as error:
         raise StorageError(
-            f"{location.label}: no such kind of database: '{location.url.drivername}'. Expected one that SQLAlchemy "
-            f"knows, such as sqlite:///studies/actune.db."
-        ) from error
-    except ModuleNotFoundError as error:
-        raise StorageError(
-            f"{location.label}: the database's driver is missing: install the Python package '{error.name}'."
+            f"{location.label}: the driver for PostgreSQL is missing, or does not load ({_one_line(error)}). "
+            f"Install it by `pip install 'actune[postgresql]'`."
         ) from error
     except StatementError as error:
         if isinstance(error.orig, ValueError):  # a value that no record may hold: the caller's fault, not the storage's
@@ -65,7 +62,7 @@ def explain_driver_error(error: BaseException | None, location: Location) -> str
     """The end of a sentence that begins with the database's name."""
     extended_code = getattr(error, "sqlite_errorcode", None)
     if extended_code is None:
-        return f"reports: {_one_line(error)}. Check that the server runs and that the URL's user may write there."
+        return explain_server_error(error, location.url)
     code = extended_code & _PRIMARY_CODE
     if code in _LOCKED:
         return (

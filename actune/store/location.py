@@ -12,7 +12,10 @@ from sqlalchemy.exc import ArgumentError
 from actune.boundary import shorten
 from actune.errors import StorageError
 
-_EXPECTED = "Expected a database URL, such as sqlite:///studies/actune.db."
+_EXPECTED = "Expected a database URL, such as sqlite:///studies/actune.db or postgresql://user@host/database."
+POSTGRESQL = "postgresql+psycopg"
+# What libpq and providers of databases write. They can mean one driver alone, as actune is tested with no other.
+_POSTGRESQL_ALIASES = ("postgres", "postgresql")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +42,18 @@ def parse_location(url: str) -> Location:
     """The database that a URL names. Opens nothing.
 
     Raises:
-        StorageError: the text is no database URL, or names a SQLite database that is not a file.
+        StorageError: the text is no database URL, names a SQLite database that is not a file, or a kind of database
+            that actune is not tested with.
     """
     try:
         parsed = sa.make_url(url)
+        is_sqlite = parsed.get_backend_name() == "sqlite"
     except (ArgumentError, ValueError):
         as_file = f" For a file write sqlite:///{url}." if url and "://" not in url else ""
-        without_password = re.sub(r"://[^@]*@", "://***@", url)
+        without_password = re.sub(r"(password=)[^&]*", r"\1***", re.sub(r"://[^@]*@", "://***@", url))
         raise StorageError(f"storage {shorten(without_password)} is no database URL. {_EXPECTED}{as_file}") from None
-    if parsed.get_backend_name() != "sqlite":
-        return Location(parsed, None, parsed.render_as_string(hide_password=True))
+    if not is_sqlite:
+        return _server_location(parsed)
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise StorageError(f"storage {shorten(url)}: actune reads SQLite files with Python's own driver. {_EXPECTED}")
     name = parsed.database
@@ -57,3 +62,19 @@ def parse_location(url: str) -> Location:
         raise StorageError(f"storage {shorten(url)} is not a SQLite file that outlives this process. {_EXPECTED}")
     path = Path(name)
     return Location(parsed.set(database=str(path.absolute())), path.absolute(), str(path))
+
+
+def _server_location(parsed: sa.URL) -> Location:
+    if parsed.drivername in _POSTGRESQL_ALIASES:
+        parsed = parsed.set(drivername=POSTGRESQL)
+    secrets = [key for key in parsed.query if key.endswith("password")]  # libpq takes it there too
+    label = parsed.difference_update_query(secrets).render_as_string(hide_password=True)
+    if parsed.drivername != POSTGRESQL:
+        raise StorageError(
+            f"storage {shorten(label)}: actune keeps studies in SQLite files (sqlite:///studies/actune.db) and in "
+            f"PostgreSQL by its driver psycopg 3 (postgresql://user@host/database), not by '{parsed.drivername}'. Name "
+            f"one of these with --storage."
+        )
+    if not parsed.database:
+        raise StorageError(f"storage {shorten(label)} names no database. {_EXPECTED}")
+    return Location(parsed, None, label)

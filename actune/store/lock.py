@@ -1,12 +1,11 @@
-"""One coordinator per study: locks that the operating system releases when their process dies."""
+"""One coordinator per study: locks that the system or the database's server releases when their process dies."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,11 +15,15 @@ from filelock import FileLock, Timeout
 
 from actune.boundary import from_json, to_json
 from actune.errors import ActuneError, StorageError
+from actune.store.advisory import POLL_S, StudyGuard, setup_lock_of_server, study_lock_of_server
 from actune.store.failures import storage_errors
 from actune.store.location import Location, parse_location
 from actune.store.names import validate_study_name
 
 SETUP_TIMEOUT_S = 60.0
+
+WhileHeld = Callable[[str], None]
+"""Called a few times a second with who holds a lock, such as `process 7 on host, since …`; may raise to give up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +34,42 @@ class _Holder:
 
 
 @contextmanager
-def study_lock(store_url: str, study_name: str) -> Iterator[None]:
+def study_lock(store_url: str, study_name: str, *, while_held: WhileHeld | None = None) -> Iterator[StudyGuard | None]:
     """Makes this process the study's only coordinator until the block ends, or the process does.
 
-    The lock is this machine's, or that of all machines that share the folder of a SQLite file if its filesystem shares
-    locks. The folder of a SQLite file has to exist: open the store first.
+    In a database of a server, the lock is that server's, and the same for all machines. Beside a SQLite file it is this
+    machine's, or that of all machines that share the file's folder if its filesystem shares locks. The folder of a
+    SQLite file has to exist: open the store first.
+
+    Args:
+        store_url: of the database.
+        study_name: the study's.
+        while_held: with it, waits until no other process holds the lock.
+
+    Yields:
+        What the study's transactions check, since the lock of a server can be lost; None for a file, whose can't.
 
     Raises:
-        ActuneError: another process holds the lock; the message says which and since when.
-        StorageError: the lock file can't be made.
+        ActuneError: another process holds the lock, and `while_held` is None; the message says which and since when.
+        StorageError: the lock file can't be made, or the server can't be used.
         UsageError: the name is none that a study may have.
     """
     location = parse_location(store_url)
-    path = _lock_path(location, validate_study_name(study_name))
-    holder_path = path.with_suffix(".holder")
-    lock = FileLock(path, timeout=0)
-    with storage_errors(location):
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ActuneError(_held_message(study_name, location, holder_path)) from None
-    try:
-        with storage_errors(location):
-            _write_holder(holder_path)
-        yield
-    finally:
-        # Before the release: after it the file may be the next holder's. One left behind by a killed process does no
-        # harm, since only the lock tells whether someone holds it.
-        with suppress(OSError):
-            holder_path.unlink(missing_ok=True)
-        lock.release()
+    validate_study_name(study_name)
+    if while_held is None:
+
+        def while_held(holder: str) -> None:
+            raise ActuneError(
+                f"study '{study_name}' at {location.label} is being searched by {holder}. Wait for its end with "
+                f"--wait, stop it, or give this search another name with --study."
+            )
+
+    if location.path is None:
+        with study_lock_of_server(location, study_name, while_held=while_held) as guard:
+            yield guard
+    else:
+        with _study_file_lock(location, location.path, study_name, while_held):
+            yield None
 
 
 @contextmanager
@@ -68,46 +77,65 @@ def setup_lock(store_url: str) -> Iterator[None]:
     """Held while tables are created in the database, actune's or Optuna's: neither survives two processes doing it.
 
     Raises:
-        StorageError: the lock file can't be made, or another process held it for a minute.
+        StorageError: the lock can't be made, or another process held it for a minute.
     """
     location = parse_location(store_url)
-    path = _lock_path(location, None)
-    lock = FileLock(path, timeout=SETUP_TIMEOUT_S)
-    with storage_errors(location):
-        try:
-            lock.acquire()
-        except Timeout:
+    end_s = time.monotonic() + SETUP_TIMEOUT_S
+
+    def while_held(holder: str) -> None:
+        if time.monotonic() > end_s:
             raise StorageError(
-                f"{location.label}: another process has been setting this database up for {SETUP_TIMEOUT_S:g} s. "
-                f"See what holds {path}, end it, and run the command again."
-            ) from None
+                f"{location.label}: another process has been setting this database up for {SETUP_TIMEOUT_S:g} s: "
+                f"{holder}. End it, and run the command again."
+            )
+
+    if location.path is None:
+        with setup_lock_of_server(location, while_held=while_held):
+            yield
+        return
+    path = _lock_path(location, location.path, ".lock")
+    with _held(FileLock(path), location, lambda: while_held(f"what holds {path}")):
+        yield
+
+
+@contextmanager
+def _study_file_lock(location: Location, database: Path, study_name: str, while_held: WhileHeld) -> Iterator[None]:
+    path = _lock_path(location, database, f"-{study_name}.lock")
+    holder_path = path.with_suffix(".holder")
+    with _held(FileLock(path), location, lambda: while_held(_holder(holder_path))):
+        with storage_errors(location):
+            _write_holder(holder_path)
+        try:
+            yield
+        finally:
+            # Before the release: after it the file may be the next holder's. One left behind by a killed process does
+            # no harm, since only the lock tells whether someone holds it.
+            with suppress(OSError):
+                holder_path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held(lock: FileLock, location: Location, while_held: Callable[[], None]) -> Iterator[None]:
+    with storage_errors(location):
+        while True:
+            try:
+                lock.acquire(timeout=0)
+                break
+            except Timeout:
+                while_held()
+                time.sleep(POLL_S)
     try:
         yield
     finally:
         lock.release()
 
 
-def _lock_path(location: Location, study_name: str | None) -> Path:
+def _lock_path(location: Location, database: Path, suffix: str) -> Path:
     """Of a study's lock, or of the database's own, which no study's name can collide with."""
-    suffix = ".lock" if study_name is None else f"-{study_name}.lock"
-    if location.path is not None:
-        path = location.path.resolve()  # so that a symlink to the database leads to the same lock
-        if not path.parent.is_dir():  # filelock would make it, and so hide a mistyped path
-            raise StorageError(
-                f"{location.label}: the folder {path.parent} does not exist. Create it, or name another."
-            )
-        return path.with_name(path.name + suffix)
-    identity = location.url.set(password=None).render_as_string()
-    folder = _cache_folder() / "actune" / "locks"
-    with storage_errors(location):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder / (hashlib.sha256(identity.encode()).hexdigest()[:16] + suffix)
-
-
-def _cache_folder() -> Path:
-    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
-    configured = os.environ.get(variable, "")
-    return Path(configured) if configured else Path.home() / ".cache"
+    path = database.resolve()  # so that a symlink to the database leads to the same lock
+    if not path.parent.is_dir():  # filelock would make it, and so hide a mistyped path
+        raise StorageError(f"{location.label}: the folder {path.parent} does not exist. Create it, or name another.")
+    return path.with_name(path.name + suffix)
 
 
 def _write_holder(path: Path) -> None:
@@ -117,13 +145,9 @@ def _write_holder(path: Path) -> None:
     unfinished.replace(path)  # in one step: who finds the lock held never reads half a file
 
 
-def _held_message(study_name: str, location: Location, holder_path: Path) -> str:
+def _holder(path: Path) -> str:
     try:
-        holder: _Holder = from_json(_Holder, holder_path.read_bytes())
-        who = f"process {holder.pid} on {holder.host}, since {holder.started_at}"
+        holder: _Holder = from_json(_Holder, path.read_bytes())
     except (OSError, ValueError):  # in the moment between taking the lock and writing this file
-        who = "another process, which has only just started"
-    return (
-        f"study '{study_name}' at {location.label} is being searched by {who}. Wait until it ends, stop it, or give "
-        f"this search another name with --study."
-    )
+        return "another process, which has only just started"
+    return f"process {holder.pid} on {holder.host}, since {holder.started_at}"

@@ -7,10 +7,11 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from actune.errors import StorageError, UsageError
-from actune.store.connect import WRITES, use_wal
+from actune.store.connect import use_wal
 from actune.store.location import Location
 from actune.store.lock import setup_lock
 from actune.store.schema import HEAD_REVISION, VERSION_TABLE
+from actune.store.server import WRITES
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 

@@ -13,26 +13,31 @@ from types import TracebackType
 from typing import Any, Self
 
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from actune.boundary import shorten, to_json
 from actune.errors import StorageError, UsageError
 from actune.predictions import PredictionRecord
 from actune.records import Environment, Measurement, TargetInfo
 from actune.store import rows
-from actune.store.connect import WRITES, OptunaConnection, create_engine, use_wal
+from actune.store.advisory import StudyGuard
+from actune.store.connect import OptunaConnection, create_engine, use_wal
 from actune.store.failures import storage_errors
+from actune.store.files import check_file
 from actune.store.foreseen import read_predictions, write_predictions
 from actune.store.location import Location, parse_location
+from actune.store.lock import WhileHeld, study_lock
+from actune.store.measured import insert_measurement, storable
 from actune.store.migrate import ensure_schema, no_studies_yet
 from actune.store.names import validate_study_name
 from actune.store.plan_texts import keep_plans, read_plan
 from actune.store.reuse import MeasurementKey, find_equal, find_settled
-from actune.store.schema import measurements, samples, studies, trials, verdicts
+from actune.store.schema import studies, trials, verdicts
+from actune.store.server import WRITES, connection_arguments
 from actune.store.summary import StudySummary, read_summaries
 from actune.study_records import StudyRecord, StudySettings, TrialRecord, Verdict
 
 BUSY_TIMEOUT_S = 60.0
-_SQLITE_MAGIC = b"SQLite format 3\x00"
 _STUDIES_LISTED = 20
 
 
@@ -59,6 +64,7 @@ class Store:
         self._engine = engine
         self._busy_timeout_s = busy_timeout_s
         self._wal_is_on = False
+        self._guard: StudyGuard | None = None
 
     @classmethod
     def open(cls, url: str, *, create: bool, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
@@ -75,7 +81,7 @@ class Store:
         """
         location = parse_location(url)
         with storage_errors(location):
-            _check_file(location, create=create)
+            check_file(location, create=create)
             engine = create_engine(location, busy_timeout_s=busy_timeout_s)
             try:
                 ensure_schema(engine, location, create=create)
@@ -103,11 +109,38 @@ class Store:
         return self._location.full_url
 
     @property
+    def label(self) -> str:
+        """What messages call the database; never holds a password."""
+        return self._location.label
+
+    @property
     def optuna_engine_kwargs(self) -> dict[str, Any]:
         """What Optuna's RDBStorage needs as `engine_kwargs` to share the database."""
         if self._location.path is None:
-            return {}
+            return {"pool_pre_ping": True, "connect_args": connection_arguments(self._location.url)}
         return {"connect_args": {"timeout": self._busy_timeout_s, "factory": OptunaConnection}}
+
+    # One coordinator
+
+    @contextmanager
+    def locked(self, study: str, *, while_held: WhileHeld | None = None) -> Iterator[None]:
+        """Makes this process the study's only coordinator, as `study_lock` does; without it nothing is written.
+
+        Raises:
+            ActuneError: another process is, and `while_held` is None.
+            StorageError: of what is written within the block: a server's lock was lost in the meantime.
+        """
+        with study_lock(self.url, study, while_held=while_held) as guard:
+            self._guard = guard
+            try:
+                yield
+            finally:
+                self._guard = None
+
+    def guard(self, engine: sa.Engine) -> None:
+        """Lets no transaction of another engine of this database, such as Optuna's, begin once the lock is lost."""
+        if self._guard is not None:
+            event.listen(engine, "begin", self._guard.check)
 
     # Studies
 
@@ -183,6 +216,7 @@ class Store:
                 stored with another text. Each is the caller's mistake.
         """
         to_json(trial)  # raises where a number isn't finite: SQLite would store NaN as NULL without a word
+        trial = storable(trial)
         with self._writing() as connection:
             row = self._study_row(connection, study)
             known = rows.read_trials(connection, row.id, number=trial.number)
@@ -200,7 +234,7 @@ class Store:
                 if measurement_id is None:
                     raise ValueError(f"trial {trial.number}: no measurement equal to the reused one is stored")
             else:
-                measurement_id = _insert_measurement(connection, key, trial, budget_bytes)
+                measurement_id = insert_measurement(connection, key, trial, budget_bytes)
             connection.execute(
                 trials.insert().values(study_id=row.id, measurement_id=measurement_id, **rows.trial_values(trial))
             )
@@ -217,6 +251,7 @@ class Store:
             ValueError: a number is NaN or infinite, which is the caller's mistake.
         """
         to_json(trial)
+        trial = storable(trial)
         with self._writing() as connection:
             row = self._study_row(connection, study)
             if not rows.read_trials(connection, row.id, number=trial.number):
@@ -225,7 +260,7 @@ class Store:
                     "it? Start a new study with --study."
                 )
             key = MeasurementKey(row.target_fingerprint, row.environment_fingerprint, trial.plan_hash, reference_hash)
-            measurement_id = _insert_measurement(connection, key, trial, budget_bytes)
+            measurement_id = insert_measurement(connection, key, trial, budget_bytes)
             stored = trials.update().where(trials.c.study_id == row.id, trials.c.number == trial.number)
             connection.execute(stored.values(measurement_id=measurement_id))
 
@@ -324,6 +359,8 @@ class Store:
                 use_wal(self._engine, self._location)
                 self._wal_is_on = True
             with self._engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
+                if self._guard is not None:
+                    self._guard.check(connection)
                 yield connection
 
     def _update_study(self, name: str, **values: Any) -> None:
@@ -347,48 +384,8 @@ class Store:
         )
 
 
-def _check_file(location: Location, *, create: bool) -> None:
-    """Before SQLite sees the file, so that one which is no database is never written to."""
-    path = location.path
-    if path is None:
-        return
-    if create:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(_SQLITE_MAGIC))
-    except FileNotFoundError:
-        magic = b""
-    except IsADirectoryError:
-        raise StorageError(f"{location.label} is a folder. Name a file with --storage.") from None
-    if not magic and not create:
-        raise no_studies_yet(location)
-    if magic and magic != _SQLITE_MAGIC:
-        raise StorageError(
-            f"{location.label} is not a SQLite database. Name another file with --storage, or move this one away."
-        )
-
-
 def _study_id(connection: sa.Connection, name: str) -> int | None:
     return connection.execute(sa.select(studies.c.id).where(studies.c.name == name)).scalar()
-
-
-def _insert_measurement(
-    connection: sa.Connection, key: MeasurementKey, trial: TrialRecord, budget_bytes: int | None
-) -> int:
-    result = connection.execute(
-        measurements.insert().values(
-            **key.values(),
-            budget_bytes=budget_bytes,
-            measured_at=trial.finished_at,
-            **rows.measurement_values(trial.measurement),
-        )
-    )
-    assert result.inserted_primary_key is not None
-    measurement_id: int = result.inserted_primary_key[0]
-    if trial.measurement.pairs:
-        connection.execute(samples.insert(), rows.sample_values(measurement_id, trial.measurement.pairs))
-    return measurement_id
 
 
 def _now() -> str:

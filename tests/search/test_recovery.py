@@ -59,19 +59,19 @@ def check_whole(store: Store, machine: Machine, trials: int) -> None:
     assert "RUNNING" not in states(store)
 
 
+POINTS = [
+    (Machine, "before_trial", False, 0),  # asked for, not yet measured
+    (Store, "record_trial", False, 1),  # measured, not yet stored
+    (Store, "record_trial", True, 0),  # stored, not yet told
+    (PlanStudy, "tell", True, 0),
+    (PlanStudy, "ask", True, 0),
+    (optuna.Study, "ask", True, 0),  # taken from the queue, its parameters not yet asked for
+    (optuna.Trial, "set_constraint", True, 0),  # in the middle of being told
+]
+
+
 @pytest.mark.parametrize("call", [1, 2, 5])
-@pytest.mark.parametrize(
-    ("owner", "method", "after", "lost"),
-    [
-        (Machine, "before_trial", False, 0),  # asked for, not yet measured
-        (Store, "record_trial", False, 1),  # measured, not yet stored
-        (Store, "record_trial", True, 0),  # stored, not yet told
-        (PlanStudy, "tell", True, 0),
-        (PlanStudy, "ask", True, 0),
-        (optuna.Study, "ask", True, 0),  # taken from the queue, its parameters not yet asked for
-        (optuna.Trial, "set_constraint", True, 0),  # in the middle of being told
-    ],
-)
+@pytest.mark.parametrize(("owner", "method", "after", "lost"), POINTS)
 def test_a_search_that_died_goes_on_without_loss(
     store: Store, machine: Machine, owner: type, method: str, call: int, after: bool, lost: int
 ) -> None:

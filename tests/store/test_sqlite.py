@@ -113,9 +113,13 @@ def test_without_create_nothing_is_made(tmp_path: Path, exists: bool) -> None:
         ("sqlite:///:memory:", "is not a SQLite file that outlives this process"),
         ("sqlite:///file:a.db?uri=true", "is not a SQLite file that outlives this process"),
         ("sqlite+aiosqlite:///a.db", "with Python's own driver"),
-        ("nosuch://host/db", "no such kind of database: 'nosuch'"),
-        ("mysql+pymysql://host/db", "install the Python package 'pymysql'"),
+        ("nosuch://host/db", r"sqlite:///studies/actune\.db\) and in PostgreSQL .* not by 'nosuch'"),
+        ("mysql+pymysql://me:secret@host/db", r"\*\*\*@host/db.* not by 'mysql\+pymysql'"),
+        ("postgresql+psycopg2://host/db?password=secret", r"\(postgresql://user@host/database\), not by .*psycopg2'"),
+        ("postgresql+asyncpg://host/db", r"not by 'postgresql\+asyncpg'"),
+        ("postgresql://me:secret@host", "names no database"),
         ("postgresql://me:secret@host:port/db", r"\*\*\*@host:port/db' is no database URL"),
+        ("postgresql://host:port/db?user=me&password=secret&connect_timeout=1", "is no database URL"),
     ],
 )
 def test_url_that_is_unusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, message: str) -> None:
