@@ -67,6 +67,8 @@ class StudyFile(OutsideModel):
     timeout: str | None = None
     trial_timeout: str | None = None
     workers: int | None = None
+    engine: str | None = None
+    address: str | None = None
     sampler: str | None = None
     seed: int | None = None
 

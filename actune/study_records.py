@@ -34,6 +34,8 @@ class StudySettings:
         nproc_per_node: as in LoadTarget; studies from before it have one process.
         tolerance: the search ends when no plan is believed to be faster than the best by more than this share.
         frontier: budgets between the smallest predicted peak and the largest budget are searched too.
+        engine: where workers run, `local` or `ray`; studies from before it ran on one machine.
+        address: of a Ray cluster, None for the one that Ray finds.
     """
 
     target: str
@@ -53,6 +55,8 @@ class StudySettings:
     nproc_per_node: int = 1
     tolerance: float = 0.01
     frontier: bool = False
+    engine: str = "local"
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ _DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "world_size": 1,
     "nproc_per_node": 1,
+    "engine": "local",
+    "address": None,
 }
 _FIXED = ("target", "budget", "frontier", "device", "space", "sampler", "seed", "world_size", "nproc_per_node")
 """What a study can't change while it goes on: its trials would not be comparable."""
@@ -93,6 +95,16 @@ VERDICT_ROUNDS = 9
     "--workers",
     type=click.IntRange(1, 64),
     help="Worker processes, on cuda with a card each. Default: 1, which times best on a CPU.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    help="Where workers run: on this machine, or on the nodes of a Ray cluster. Default: local.",
+)
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="The Ray cluster. Default: what RAY_ADDRESS says, else the one that this machine is a node of.",
 )
 @click.option("--device", metavar="D", help=f"{device_help} Default: cpu.")
 @click.option("--world-size", type=click.IntRange(1, MAX_WORLD_SIZE), help=f"{world_size_help} Default: 1.")
@@ -156,6 +168,7 @@ def _run(name: str, asked: dict[str, Any] | None, *, storage: str, as_json: bool
     from actune.cli.interruption import InterruptibleReporter, Interruption
     from actune.cli.progress import show_progress
     from actune.cli.render import render_study
+    from actune.engine import engine_factory
     from actune.report import study_document
     from actune.search import run_search
     from actune.store import Store, validate_study_name
@@ -169,7 +182,14 @@ def _run(name: str, asked: dict[str, Any] | None, *, storage: str, as_json: bool
         settings = _settings(store, name, asked)
         with show_progress(name) as shown:
             reporter = InterruptibleReporter(shown, interruption)
-            verdict = run_search(store, name, settings, log_folder=log_folder_of(storage, name), reporter=reporter)
+            verdict = run_search(
+                store,
+                name,
+                settings,
+                log_folder=log_folder_of(storage, name),
+                reporter=reporter,
+                engine_factory=engine_factory(settings.engine, settings.address),
+            )
         document = study_document(store, name)
     if as_json:
         echo_json(document)
@@ -182,11 +202,11 @@ def _check_named(asked: dict[str, Any]) -> None:
     """Checks what is named before a database is opened, which would be left behind by a mistyped name.
 
     Raises:
-        UsageError: the target, space or sampler does not exist, the processes asked for can't be, there are fewer cards
-            than workers, or a frontier has several budgets.
+        UsageError: the target, space or sampler does not exist, the processes or the engine asked for can't be, there
+            are fewer cards than workers, or a frontier has several budgets.
     """
     from actune.config import AUTO_SPACE, load_space
-    from actune.engine import worker_environments
+    from actune.engine import check_engine, worker_environments
     from actune.search import check_sampler
     from actune.target_spec import parse_target_spec
 
@@ -194,7 +214,10 @@ def _check_named(asked: dict[str, Any]) -> None:
         parse_target_spec(asked["target"])
         device, nproc = asked.get("device", _DEFAULTS["device"]), asked.get("nproc_per_node", 1)
         check_processes(device, asked.get("world_size", 1), nproc)
-        worker_environments(device, asked.get("workers", 1), os.environ, nproc_per_node=nproc)
+        engine = asked.get("engine", _DEFAULTS["engine"])
+        check_engine(engine, asked.get("address"), device)
+        if engine == "local":
+            worker_environments(device, asked.get("workers", 1), os.environ, nproc_per_node=nproc)
     if asked.get("space", AUTO_SPACE) != AUTO_SPACE:
         load_space(asked["space"])
     if "sampler" in asked:
@@ -242,6 +265,8 @@ def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySet
         nproc_per_node=values["nproc_per_node"],
         tolerance=values["tolerance"],
         frontier=values["frontier"],
+        engine=values["engine"],
+        address=values["address"],
     )
 
 
@@ -261,6 +286,8 @@ def _continued(before: StudySettings, name: str, asked: dict[str, Any]) -> Study
                 f"study '{name}' was started {was}. Go on with what it has by `actune resume {name}`, or choose "
                 "another name with --study."
             )
+    if asked.get("engine") == "local":
+        asked.setdefault("address", None)  # the cluster that the study ran on before
     renamed = {"timeout": "timeout_s", "trial_timeout": "trial_timeout_s"}
     changes = {renamed.get(key, key): value for key, value in asked.items() if key not in _FIXED}
     return replace(before, **changes)
