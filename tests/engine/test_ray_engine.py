@@ -136,22 +136,46 @@ class TestRayEngine(EngineTestCase):
     def test_without_a_cluster_none_is_started(self, engine_for, monkeypatch, tmp_path):
         monkeypatch.delenv("RAY_ADDRESS")
         monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-        monkeypatch.setattr(bridge, "COMMAND", ["unshare", "--net", "--pid", *bridge.COMMAND[-3:]])
+        # Ray looks for clusters among the processes that it sees.
+        apart = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        monkeypatch.setattr(bridge, "COMMAND", [*apart, *bridge.COMMAND[-3:]])
         with engine_for("dense-tiny") as engine, pytest.raises(UsageError, match="there is no Ray cluster"):
             engine.load()
 
     def test_search_over_two_nodes_ends_with_a_verdict_and_is_quiet(self, inside, mark, tmp_path):
-        command = [sys.executable, "-c", "from actune.cli import main; main()", "search", "--target", f"{FAULTY}:Sound"]
-        command += ["--budget", "70%", "--trials", "4", "--engine", "ray", "--workers", "2", "--study", "sound"]
-        ended = subprocess.run(
-            [*inside.command_prefix, *command], cwd=tmp_path, capture_output=True, text=True, timeout=170
-        )
-        assert ended.returncode == 0, ended.stderr
-        assert "best: " in ended.stdout
-        assert "raylet" not in ended.stdout + ended.stderr
-        assert "network_util" not in ended.stderr
+        search = start_search("Sound", inside, tmp_path)
+        out, err = search.communicate(timeout=170)
+        assert search.returncode == 0, err
+        assert "best: " in out
+        assert "raylet" not in out + err
+        assert "network_util" not in err
         logs = [path.read_text() for path in (tmp_path / "studies" / "logs" / "sound").glob("worker-*.log")]
         assert len({log.splitlines()[0] for log in logs}) == 2
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+    def test_search_that_is_ended_leaves_nothing(self, inside, mark, tmp_path, number):
+        search = start_search("ForwardHangs", inside, tmp_path)
+        wait_until(inside.workers, what="a worker")
+        search.send_signal(number)
+        err = search.communicate(timeout=60)[1]
+        if number is signal.SIGINT:
+            assert search.returncode == 130, err
+            assert not inside.workers()
+        wait_until(lambda: not inside.workers() and not marked_processes(mark), what="the end of all")
+
+
+def start_search(target, cluster, folder):  # noqa: F811
+    options = ["--budget", "70%", "--trials", "2", "--engine", "ray", "--workers", "2", "--study", "sound"]
+    return subprocess.Popen(
+        [
+            *(*cluster.command_prefix, sys.executable, "-c", "from actune.cli import main; main()"),
+            *("search", "--target", f"{FAULTY}:{target}", *options),
+        ],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_log_that_cannot_be_written_is_named(tmp_path):

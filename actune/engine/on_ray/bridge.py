@@ -20,6 +20,8 @@ COMMAND = [sys.executable, "-c", "from actune.engine.on_ray.driver import main; 
 """Not `-m`: Ray puts the folder of its driver's script in front of what its workers import."""
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_PROMPT_ENABLED": "0"}
+CONNECT_S = 60.0
+"""Ray itself tries for minutes where the last cluster of this machine has gone without a word."""
 END_S = 60.0
 
 
@@ -65,7 +67,13 @@ class Bridge:
         self._reader.start()
         try:
             self._send(connect)
-            answer = self._connected.result()
+            answer = self._connected.result(timeout=CONNECT_S)
+        except TimeoutError:
+            self.close(patience_s=0.0)
+            raise UsageError(
+                f"Ray has not connected within {CONNECT_S:g} s. Does the cluster {connect.address or 'that Ray found'} "
+                f"still run? Give its --address HOST:PORT. What Ray said is in {log_path}."
+            ) from None
         except BaseException:
             self.close(patience_s=0.0)  # nothing runs yet
             raise

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
@@ -24,7 +24,7 @@ import ray.exceptions
 
 from actune.boundary import from_json, to_json
 from actune.engine.on_ray.messages import Connect, Connected, Ended, Event, Lost, Refused, Started, Submit
-from actune.engine.on_ray.placement import Share, described, listed, nodes_alive, share_of
+from actune.engine.on_ray.placement import Node, Share, described, listed, nodes_alive, share_of
 from actune.engine.on_ray.task import node_name, run_job
 from actune.errors import ActuneError, UsageError, describe_error
 
@@ -157,19 +157,23 @@ class Driver:
         """Looks after what would not end by itself: a task that hangs, and one that no node can run."""
         while True:
             time.sleep(WATCH_S)
-            now_s = time.monotonic()
-            nodes = nodes_alive(_nodes())
-            if any(self._share.fits(node) for node in nodes):
-                self._capable_s = now_s
-            for call in [call for call in self._calls if not call.over.is_set()]:
-                if call.started_s is not None:
-                    if now_s - call.started_s > 2 * call.timeout_s + MARGIN_S:
-                        ray.cancel(call.refs, force=True)
-                        self._finish(call, Lost("timeout", f"node {call.node}: the task hangs, its worker's cap aside"))
-                elif now_s - max(self._capable_s, call.submitted_s) > PATIENCE_S:
-                    ray.cancel(call.refs)
-                    why = f"{described(self._share)} any more, for {PATIENCE_S:g} s. {listed(nodes)}"
-                    self._finish(call, Lost("unplaceable", why))
+            self._look(time.monotonic(), nodes_alive(_nodes()))
+
+    def _look(self, now_s: float, nodes: Sequence[Node]) -> None:
+        if any(self._share.fits(node) for node in nodes):
+            self._capable_s = now_s
+        for call in [call for call in self._calls if not call.over.is_set()]:
+            if call.started_s is not None:
+                # Loading and the request have a cap each, and the node ends a worker that is over it.
+                limit_s = 2 * call.timeout_s + MARGIN_S
+                if now_s - call.started_s > limit_s:
+                    ray.cancel(call.refs, force=True)
+                    why = f"node {call.node}: the task has not ended within {limit_s:g} s, so the node hangs"
+                    self._finish(call, Lost("timeout", why))
+            elif now_s - max(self._capable_s, call.submitted_s) > PATIENCE_S:
+                ray.cancel(call.refs)
+                why = f"{described(self._share)} any more, for {PATIENCE_S:g} s. {listed(nodes)}"
+                self._finish(call, Lost("unplaceable", why))
 
 
 def lost(error: Exception, node: str | None) -> Lost:
