@@ -104,6 +104,14 @@ class TestRayEngine(EngineTestCase):
             with pytest.raises(UsageError, match=r"node \S+ \(\w{8}\): .*mine\.py.* at the same path on each node"):
                 measure(engine, FULL)
 
+    def test_node_with_another_actune_is_named(self, engine_for, monkeypatch):
+        monkeypatch.setattr(ray_engine, "__version__", "0.0.1")
+        with (
+            engine_for("Sound") as engine,
+            pytest.raises(ActuneError, match=r"node \S+ \(\w{8}\) has actune .* 0\.0\.1"),
+        ):
+            measure(engine, NONE)
+
     def test_ranks_of_a_job_are_placed_together(self, engine_for, inside):
         spec = f"{FAULTY.parent.parent.parent / 'sharded_targets.py'}:Sharded?layers=2&seq=16&batch=2"
         with engine_for("dense-tiny", spec=spec, nproc_per_node=2) as engine:

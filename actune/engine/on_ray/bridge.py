@@ -19,7 +19,8 @@ from actune.errors import ActuneError, StorageError, UsageError
 COMMAND = [sys.executable, "-c", "from actune.engine.on_ray.driver import main; main()"]
 """Not `-m`: Ray puts the folder of its driver's script in front of what its workers import."""
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_PROMPT_ENABLED": "0"}
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_PROMPT_ENABLED": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}
+"""Nothing is reported to anyone, and no call of Ray's starts a cluster on its own."""
 CONNECT_S = 60.0
 """Ray itself tries for minutes where the last cluster of this machine has gone without a word."""
 END_S = 60.0
@@ -56,7 +57,7 @@ class Bridge:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                env=os.environ | QUIET,
+                env=os.environ | SETTINGS,
             )
         self._numbers = itertools.count(1)
         self._pending: dict[int, Future[Ended | Lost]] = {}
@@ -123,6 +124,8 @@ class Bridge:
         assert self._process.stdout is not None
         with self._process.stdout as replies:
             for line in replies:
+                if not line.endswith(b"\n"):
+                    break  # it died while it said this
                 message: Connected | Refused | Event = from_json(Connected | Refused | Event, line)
                 if isinstance(message, Event):
                     with self._lock:

@@ -65,6 +65,7 @@ class Driver:
         self._share = Share(cpus=1, gpus=0)
         self._function: Any = None
         self._capable_s = time.monotonic()
+        self._closing = threading.Event()
 
     def say(self, message: Connected | Refused | Event) -> None:
         """Writes a line."""
@@ -107,7 +108,10 @@ class Driver:
             retry_exceptions=False,
             num_returns="streaming",
         )(run_on_node)
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        # Ray has taken it over. Batch systems send it to all processes; the coordinator says when this one ends.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._watching = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._watching.start()
 
     def submit(self, command: Submit) -> None:
         """Has Ray run a job, now or once a node is free."""
@@ -121,6 +125,8 @@ class Driver:
 
     def close(self) -> None:
         """Cancels what runs, and waits until its workers are gone."""
+        self._closing.set()
+        self._watching.join()
         calls = [call for call in self._calls if not call.over.is_set()]
         for call in calls:
             ray.cancel(call.refs)  # the task ends its worker, and then itself
@@ -155,9 +161,11 @@ class Driver:
 
     def _watch(self) -> None:
         """Looks after what would not end by itself: a task that hangs, and one that no node can run."""
-        while True:
-            time.sleep(WATCH_S)
-            self._look(time.monotonic(), nodes_alive(_nodes()))
+        while not self._closing.wait(WATCH_S):
+            try:
+                self._look(time.monotonic(), nodes_alive(_nodes()))
+            except Exception:  # what Ray raises while the head node is away; the next look may tell more
+                traceback.print_exc()
 
     def _look(self, now_s: float, nodes: Sequence[Node]) -> None:
         if any(self._share.fits(node) for node in nodes):
@@ -183,7 +191,7 @@ def lost(error: Exception, node: str | None) -> Lost:
         error: what `ray.get` raised.
         node: where the task ran; None if it had not begun.
     """
-    where = "a node" if node is None else f"node {node}"
+    where = f"the node {getattr(error, 'ip', '')}".rstrip() if node is None else f"node {node}"
     if isinstance(error, ray.exceptions.TaskCancelledError):
         return Lost("closed", f"{where}: given up, as the engine was closed")
     if isinstance(error, ray.exceptions.OutOfMemoryError):

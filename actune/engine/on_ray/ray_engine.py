@@ -218,7 +218,7 @@ class RayEngine:
             if self._first is None:
                 return UsageError(message)
             return UsageError(
-                f"{message.rstrip('.')}. Another node has it: what a target names has to be at the same path on each "
+                f"{message.rstrip('.')}. It was there at first: what a target names has to be at the same path on each "
                 "node, or in the working_dir of Ray's runtime environment."
             )
         if problem.blame == "memory":
@@ -232,7 +232,10 @@ class RayEngine:
         for name, text in ended.logs.items():
             # On its node each worker is the first one.
             path = self._log_folder / name.replace("worker-1", f"worker-{number}", 1)
-            path.write_text(f"node {ended.node}\n{text}", encoding="utf-8", errors="replace")
+            with path.open(
+                "a", encoding="utf-8", errors="replace"
+            ) as log:  # after those of an earlier start of the study
+                log.write(f"node {ended.node}\n{text}")
 
 
 def check_ray(device: str) -> None:

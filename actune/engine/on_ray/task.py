@@ -57,7 +57,7 @@ def run_job(line: str, version: str, node: str) -> Iterator[str]:
         KeyboardInterrupt: as Ray cancels a task; the worker is gone by then.
     """
     if version != __version__:
-        raise VersionError(f"it has actune {__version__}, and the coordinator {version}")
+        raise VersionError(f"node {node} has actune {__version__}, and the coordinator {version}")
     job: Job = from_json(Job, line)
     yield to_json(Started(node))
     yield to_json(_run(job, node))
