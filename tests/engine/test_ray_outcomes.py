@@ -59,9 +59,9 @@ def test_a_trial_that_is_lost_is_an_outcome_and_not_run_again(engine_with, cause
 
 @pytest.mark.parametrize("cause", ["broken", "unplaceable"])
 def test_a_node_that_is_unfit_is_no_outcome(engine_with, cause):
-    with engine_with(Lost(cause, "no actune there")) as engine:
-        with pytest.raises(ActuneError, match=r"no actune there\. .*actune resume"):
-            engine.measure(request_of(NONE))
+    found = pytest.raises(ActuneError, match=r"no actune there\. .*actune resume")
+    with engine_with(Lost(cause, "no actune there")) as engine, found:
+        engine.measure(request_of(NONE))
 
 
 def test_other_requests_run_again_once_if_their_node_dies(engine_with):
@@ -91,15 +91,15 @@ def test_other_requests_that_would_fail_again_do_not_run_again(engine_with, caus
     ],
 )
 def test_problems_of_a_node_are_the_errors_that_they_were_there(engine_with, tmp_path, blame, error, message):
-    with engine_with(ended(problem=Problem(blame, "why", "Traceback …"), loaded=None)) as engine:
-        with pytest.raises(error, match=message) as caught:
-            engine.measure(request_of(NONE))
+    failed = ended(problem=Problem(blame, "why", "Traceback …"), loaded=None)
+    with engine_with(failed) as engine, pytest.raises(error, match=message) as caught:
+        engine.measure(request_of(NONE))
     assert type(caught.value) is error
-    assert (tmp_path / "worker-1.log").read_text() == "node a (0123)\nprinted"
+    assert (tmp_path / "worker-1.log").read_text() == "node a (0123)\nprinted\n"
 
 
 def test_logs_of_an_earlier_start_stay(engine_with, tmp_path):
     for _ in range(2):
         with engine_with(ended(Measured(Measurement(Outcome.OK)))) as engine:
             engine.measure(request_of(NONE))
-    assert (tmp_path / "worker-1.log").read_text() == "node a (0123)\nprinted" * 2
+    assert (tmp_path / "worker-1.log").read_text() == "node a (0123)\nprinted\n" * 2

@@ -232,10 +232,9 @@ class RayEngine:
         for name, text in ended.logs.items():
             # On its node each worker is the first one.
             path = self._log_folder / name.replace("worker-1", f"worker-{number}", 1)
-            with path.open(
-                "a", encoding="utf-8", errors="replace"
-            ) as log:  # after those of an earlier start of the study
-                log.write(f"node {ended.node}\n{text}")
+            # A study that goes on counts from 1 again.
+            with path.open("a", encoding="utf-8", errors="replace") as log:
+                log.write(f"node {ended.node}\n{text}\n")
 
 
 def check_ray(device: str) -> None:
