@@ -1,11 +1,14 @@
 """What the engine makes of tasks that came to no end. A bridge of canned ends stands in for Ray."""
 
+import os
 from concurrent.futures import Future
 
 import pytest
 
-from actune.engine.on_ray import RayEngine, ray_engine
-from actune.engine.on_ray.messages import Ended, Lost, Problem
+from actune import __version__
+from actune.boundary import from_json, to_json
+from actune.engine.on_ray import RayEngine, ray_engine, task
+from actune.engine.on_ray.messages import Ended, Job, Lost, Problem, Started
 from actune.errors import ActuneError, DeviceMemoryError, PlanError, TargetError, UsageError
 from actune.records import LoadTarget, Measured, Measurement, MeasureRounds, Outcome, RoundsMeasured
 from tests.engine.contract import NONE, request_of
@@ -103,3 +106,34 @@ def test_logs_of_an_earlier_start_stay(engine_with, tmp_path):
         with engine_with(ended(Measured(Measurement(Outcome.OK)))) as engine:
             engine.measure(request_of(NONE))
     assert (tmp_path / "worker-1.log").read_text() == "node a (0123)\nprinted\n" * 2
+
+
+class EngineWithoutTarget:
+    """A node's own engine, where there is no such file."""
+
+    def __init__(self, target, *, workers, timeout_s, log_folder):
+        (log_folder / "worker-1.log").write_text("printed")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def load(self):
+        raise UsageError("there is no file mine.py.")
+
+
+@pytest.mark.parametrize(("folder", "hint"), [("/nowhere", True), (None, False)])
+def test_a_node_without_the_folder_says_so(monkeypatch, tmp_path, folder, hint):
+    monkeypatch.setattr(task, "LocalEngine", EngineWithoutTarget)
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")  # as Ray sets it
+    monkeypatch.setenv("MKL_NUM_THREADS", "64")
+    job = Job(LoadTarget("mine.py:A", "cpu", 0), None, 1.0, folder, {"OMP_NUM_THREADS": "2"}, __version__)
+    started, last = task.run_job(to_json(job), __version__, "a (0123)")
+    assert from_json(Started, started) == Started("a (0123)")
+    assert (os.environ["OMP_NUM_THREADS"], os.environ.get("MKL_NUM_THREADS")) == ("2", None)
+    found = from_json(Ended, last)
+    assert (found.loaded, found.answer, found.logs) == (None, None, {"worker-1.log": "printed"})
+    assert found.problem.message.startswith("there is no file mine.py.")
+    assert ("has no folder /nowhere" in found.problem.message) is hint

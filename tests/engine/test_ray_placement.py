@@ -76,6 +76,11 @@ def test_what_ray_raises_has_a_meaning(error, cause, message):
     assert message in found.message
 
 
+def test_a_node_that_has_not_said_its_name_has_an_address():
+    assert lost(failed(ModuleNotFoundError("no module")), None).message.startswith("node ")
+    assert lost(exceptions.OutOfMemoryError("killed"), None).message.startswith("a node: ")
+
+
 @pytest.fixture
 def watching(monkeypatch):
     """A driver, the calls that it cancels, and what it says."""

@@ -191,7 +191,8 @@ def lost(error: Exception, node: str | None) -> Lost:
         error: what `ray.get` raised.
         node: where the task ran; None if it had not begun.
     """
-    where = f"the node {getattr(error, 'ip', '')}".rstrip() if node is None else f"node {node}"
+    address = getattr(error, "ip", None)
+    where = f"node {node or address}" if node or address else "a node"
     if isinstance(error, ray.exceptions.TaskCancelledError):
         return Lost("closed", f"{where}: given up, as the engine was closed")
     if isinstance(error, ray.exceptions.OutOfMemoryError):
