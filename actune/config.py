@@ -68,6 +68,8 @@ class StudyFile(OutsideModel):
     trial_timeout: str | None = None
     workers: int | None = None
     devices: str | None = None
+    engine: str | None = None
+    address: str | None = None
     sampler: str | None = None
     seed: int | None = None
 

@@ -35,6 +35,8 @@ class StudySettings:
         tolerance: the search ends when no plan is believed to be faster than the best by more than this share.
         frontier: budgets between the smallest predicted peak and the largest budget are searched too.
         devices: the cards that workers get, such as `cuda:0`; all visible ones if none is named.
+        engine: where workers run, `local` or `ray`; studies from before it ran on one machine.
+        address: of a Ray cluster, None for the one that Ray finds.
     """
 
     target: str
@@ -55,6 +57,8 @@ class StudySettings:
     tolerance: float = 0.01
     frontier: bool = False
     devices: tuple[str, ...] = ()
+    engine: str = "local"
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

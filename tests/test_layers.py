@@ -55,6 +55,7 @@ HOMES = {
     "sqlalchemy": {"store"},
     "alembic": {"store"},
     "filelock": {"store"},
+    "ray": {"engine"},
     "click": {"cli"},
     "rich": {"cli"},
     "matplotlib": {"cli"},
@@ -109,9 +110,14 @@ def test_files_are_one_idea_each(path):
     assert len(path.read_text().splitlines()) <= 400
 
 
+def test_ray_is_imported_in_one_file():
+    found = {path.name for path in FILES if "ray" in {module.split(".")[0] for module in imports_of(path)}}
+    assert found == {"driver.py"}
+
+
 PARENT_SIDE = (
     "import sys, actune, actune.cli, actune.cli.progress, actune.cli.render, actune.search, actune.report, "
-    "actune.export, actune.store, actune.engine\n"
+    "actune.export, actune.store, actune.engine, actune.engine.on_ray\n"
 )
 THE_WORKERS_SIDE = "import sys, actune.worker, actune.measure, actune.targets.hf, actune.targets.torchtitan\n"
 
@@ -119,11 +125,11 @@ THE_WORKERS_SIDE = "import sys, actune.worker, actune.measure, actune.targets.hf
 @pytest.mark.parametrize(
     ("imports", "never"),
     [
-        (PARENT_SIDE, {"torch", "transformers", "torchtitan", "matplotlib"}),
+        (PARENT_SIDE, {"torch", "transformers", "torchtitan", "matplotlib", "ray"}),
         (THE_WORKERS_SIDE, {"optuna", "sqlalchemy", "click", "alembic", "rich", "torchtitan"}),
         (
             "import sys, actune.cli\n",
-            {"torch", "optuna", "sqlalchemy", "alembic", "rich", "pydantic", "yaml", "matplotlib"},
+            {"torch", "optuna", "sqlalchemy", "alembic", "rich", "pydantic", "yaml", "matplotlib", "ray"},
         ),
     ],
     ids=["parent", "worker", "help"],

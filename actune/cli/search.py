@@ -50,6 +50,8 @@ _DEFAULTS: dict[str, Any] = {
     "world_size": 1,
     "nproc_per_node": 1,
     "devices": (),
+    "engine": "local",
+    "address": None,
 }
 _FIXED = ("target", "budget", "frontier", "device", "space", "sampler", "seed", "world_size", "nproc_per_node")
 """What a study can't change while it goes on: its trials would not be comparable."""
@@ -96,6 +98,16 @@ VERDICT_ROUNDS = 9
     "--workers",
     type=click.IntRange(1, 64),
     help="Trials that run at once, on cuda with a card each; on a CPU one is timed at a time. Default: 1.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    help="Where workers run: on this machine, or on the nodes of a Ray cluster. Default: local.",
+)
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="The Ray cluster. Default: what RAY_ADDRESS says, else the one that this machine is a node of.",
 )
 @click.option("--device", metavar="D", help=f"{device_help} Default: cpu.")
 @click.option(
@@ -204,11 +216,11 @@ def _check_named(asked: dict[str, Any]) -> None:
     """Checks what is named before a database is opened, which would be left behind by a mistyped name.
 
     Raises:
-        UsageError: the target, space or sampler does not exist, the processes asked for can't be, there are fewer cards
-            than workers, or a frontier has several budgets.
+        UsageError: the target, space or sampler does not exist, the processes or the engine asked for can't be, there
+            are fewer cards than workers, or a frontier has several budgets.
     """
     from actune.config import AUTO_SPACE, load_space
-    from actune.engine import worker_environments
+    from actune.engine import check_engine, worker_environments
     from actune.search import check_sampler
     from actune.target_spec import parse_target_spec
 
@@ -216,9 +228,10 @@ def _check_named(asked: dict[str, Any]) -> None:
         parse_target_spec(asked["target"])
         device, nproc = asked.get("device", _DEFAULTS["device"]), asked.get("nproc_per_node", 1)
         check_processes(device, asked.get("world_size", 1), nproc)
-        worker_environments(
-            device, asked.get("workers", 1), os.environ, nproc_per_node=nproc, cards=asked.get("devices", ())
-        )
+        engine, cards = asked.get("engine", _DEFAULTS["engine"]), asked.get("devices", ())
+        check_engine(engine, asked.get("address"), device, cards=cards)
+        if engine == "local":
+            worker_environments(device, asked.get("workers", 1), os.environ, nproc_per_node=nproc, cards=cards)
     if asked.get("space", AUTO_SPACE) != AUTO_SPACE:
         load_space(asked["space"])
     if "sampler" in asked:
@@ -267,6 +280,8 @@ def _settings(store: Store, name: str, asked: dict[str, Any] | None) -> StudySet
         tolerance=values["tolerance"],
         frontier=values["frontier"],
         devices=values["devices"],
+        engine=values["engine"],
+        address=values["address"],
     )
 
 
@@ -286,6 +301,8 @@ def _continued(before: StudySettings, name: str, asked: dict[str, Any]) -> Study
                 f"study '{name}' was started {was}. Go on with what it has by `actune resume {name}`, or choose "
                 "another name with --study."
             )
+    if asked.get("engine") == "local":
+        asked.setdefault("address", None)  # the cluster that the study ran on before
     renamed = {"timeout": "timeout_s", "trial_timeout": "trial_timeout_s"}
     changes = {renamed.get(key, key): value for key, value in asked.items() if key not in _FIXED}
     return replace(before, **changes)

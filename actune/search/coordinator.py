@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from actune.config import AUTO_SPACE, load_space, parse_space, space_for
-from actune.engine import Engine, EngineFactory, LocalEngine, target_error
+from actune.engine import Engine, EngineFactory, target_error
+from actune.engine import engine_factory as engine_of
 from actune.plan import Plan, dump_plan
 from actune.records import Loaded, LoadTarget, MeasurePlan, Outcome
 from actune.search.advice import CONFIDENCE
@@ -49,7 +49,7 @@ def run_search(
         settings: what to search for, and how long; or what says so once no other process works on the study.
         log_folder: for what workers print, and for tracebacks.
         reporter: hears about every trial.
-        engine_factory: makes what runs the workers; of this machine, with the cards of the settings, without one.
+        engine_factory: makes what runs the workers, in the place of what the settings name.
         while_held: with it, waits while another process works on the study, as in `study_lock`.
 
     Returns:
@@ -67,7 +67,7 @@ def run_search(
         finished = _finished(store, name, settings)
         if finished is not None:
             return finished
-        factory = engine_factory or partial(LocalEngine, cards=settings.devices)
+        factory = engine_factory or engine_of(settings.engine, settings.address, cards=settings.devices)
         load = LoadTarget(settings.target, settings.device, settings.seed, settings.world_size, settings.nproc_per_node)
         with (
             optuna_errors(store.url),
