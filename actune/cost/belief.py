@@ -165,7 +165,8 @@ class Posterior:
         self._plans = tuple(dict.fromkeys(p.name for seen in observations for p in (seen.reference, seen.plan)))
         self._rows, self._off, self._noise = _equations(parts, self._plans, observations)
         self._scales = [self._condition(plan_error) for plan_error in PLAN_ERRORS]
-        weights = np.exp(np.array([scale.log_weight for scale in self._scales]))
+        log_weights = np.array([scale.log_weight for scale in self._scales])
+        weights = np.exp(log_weights - log_weights.max())  # likelihoods of a thousand trials are beyond any float
         self._weights = weights / weights.sum()
 
     def draws(self, count: int, *seed: int) -> Draws:
