@@ -14,19 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from actune.cost.belief import (
-    Draws,
-    Floats,
-    KnownPlan,
-    StepTimeBelief,
-    TimeObservation,
-    as_row,
-    gain_at,
-    worth_of,
-)
+from actune.cost.belief import StepTimeBelief, as_row, gain_at, worth_of
 from actune.cost.corrected import CorrectableStack, fastest_s
 from actune.cost.optimum import best_plan
 from actune.cost.outlook import Outlook
+from actune.cost.posterior import Draws, Floats, KnownPlan, TimeObservation
 from actune.cost.stack import Stack
 from actune.cost.time_parts import Correction
 from actune.errors import CostError, InfeasibleError
