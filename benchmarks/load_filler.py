@@ -93,7 +93,9 @@ class PlanMaker:
                 yield plan
 
 
-def grown(short: Filled, plans: Iterable[Plan], engine: Any, predict: Any, clock: Clock, *, with_parameters: bool) -> Filled:
+def grown(
+    short: Filled, plans: Iterable[Plan], engine: Any, predict: Any, clock: Clock, *, with_parameters: bool
+) -> Filled:
     """The study with a trial for each of the plans more, as its search would have run them.
 
     Args:
@@ -108,16 +110,14 @@ def grown(short: Filled, plans: Iterable[Plan], engine: Any, predict: Any, clock
     distributions = _distributions(short.of_optuna) if with_parameters else {}
     rng = random.Random(0)
     trials, of_optuna, predictions = list(short.trials), list(short.of_optuna), list(short.predictions)
-    number = 1 + max(trial.number for trial in of_optuna)
+    first = 1 + max(trial.number for trial in of_optuna)
     at = datetime.fromisoformat(trials[-1].finished_at)
-    for number, plan in enumerate(plans, start=number):
+    for number, plan in enumerate(plans, start=first):
         toml = dump_plan(plan, with_provenance=False)
         measured = engine.measure(MeasurePlan(toml, reference_toml, budget_bytes, timed_pairs=5))
         start, at = at, at + timedelta(seconds=2)
         trials.append(
-            TrialRecord(
-                number, plan_hash(plan), toml, None, 1, False, measured, start.isoformat(), at.isoformat()
-            )
+            TrialRecord(number, plan_hash(plan), toml, None, 1, False, measured, start.isoformat(), at.isoformat())
         )
         of_optuna.append(
             _told(trials[-1], budget_bytes, clock, len(of_optuna), _drawn(distributions, rng), distributions)
@@ -133,7 +133,9 @@ def _distributions(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]
 
 def _drawn(distributions: dict[str, BaseDistribution], rng: random.Random) -> dict[str, Any]:
     return {
-        name: rng.choice(d.choices) if isinstance(d, optuna.distributions.CategoricalDistribution) else rng.uniform(d.low, d.high)
+        name: rng.choice(d.choices)
+        if isinstance(d, optuna.distributions.CategoricalDistribution)
+        else rng.uniform(d.low, d.high)
         for name, d in distributions.items()
     }
 
@@ -154,7 +156,8 @@ def _told(
 ) -> FrozenTrial:
     """As `PlanStudy.ask` and `tell` leave a trial behind."""
     measurement: Measurement = trial.measurement
-    assert measurement.outcome in (Outcome.OK, Outcome.OVER_BUDGET) and measurement.peak_bytes is not None
+    assert measurement.outcome in (Outcome.OK, Outcome.OVER_BUDGET)
+    assert measurement.peak_bytes is not None
     excess = (measurement.peak_bytes - budget_bytes) / budget_bytes
     ratio = relative_step_time(measurement, clock)
     fits = excess <= 0 and ratio is not None
@@ -177,7 +180,8 @@ def write_filled(store: Store, name: str, filled: Filled) -> None:
     """Writes a study of a new name in bulk."""
     record = filled.record
     store.create_study(name, record.settings, record.target, record.environment)
-    assert record.budgets_bytes is not None and record.reference_hash is not None
+    assert record.budgets_bytes is not None
+    assert record.reference_hash is not None
     store.set_budgets(name, record.budgets_bytes)
     store.set_reference(name, record.reference_hash)
     engine = sa.create_engine(store.url)
@@ -297,7 +301,15 @@ def same_rows(one: Store, other: Store) -> list[str]:
     return [name for name, found in _content(one).items() if found != _content(other)[name]]
 
 
-_OWN = ("id", "trial_user_attribute_id", "trial_system_attribute_id", "param_id", "trial_value_id", "decided_at", "created_at")
+_OWN = (
+    "id",
+    "trial_user_attribute_id",
+    "trial_system_attribute_id",
+    "param_id",
+    "trial_value_id",
+    "decided_at",
+    "created_at",
+)
 
 
 def _content(store: Store) -> dict[str, list[str]]:

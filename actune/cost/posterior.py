@@ -113,7 +113,9 @@ class Equations:
             larger = np.zeros((max(2 * rows, 16), columns))
             larger[:rows, : self._theta.shape[1]] = self._theta[:rows]
             self._theta = larger
-        self._theta[rows] = (parts.vector(seen.plan) - seen.relative_step_time * parts.vector(seen.reference)) / reference_s
+        self._theta[rows] = (
+            parts.vector(seen.plan) - seen.relative_step_time * parts.vector(seen.reference)
+        ) / reference_s
         self._of_reference.append(self.plans.setdefault(seen.reference.name, len(self.plans)))
         self._of_plan.append(self.plans.setdefault(seen.plan.name, len(self.plans)))
         self._profiled.append(sum(seen.plan.parts.values()) / reference_s)
@@ -267,7 +269,7 @@ class Posterior:
         self._parts, self._loadings = parts, loadings
         self._plans = dict(equations.plans)
         self._table = equations.table(len(parts.numbers), log_noise)
-        of_theta = np.linalg.cholesky(loadings @ loadings.T) * PROFILE_ERROR
+        of_theta = PROFILE_ERROR * np.linalg.cholesky(loadings @ loadings.T)
         self._scales = [self._condition(of_theta, plan_error) for plan_error in PLAN_ERRORS]
         log_weights = np.array([scale.log_weight for scale in self._scales])
         weights = np.exp(log_weights - log_weights.max())  # likelihoods of a thousand trials are beyond any float
@@ -318,7 +320,7 @@ class Posterior:
         gain: Floats = scale.plan_error**2 * self._table.own / scale.variance
         return gain
 
-    def _condition(self, of_theta: Floats, plan_error: float) -> _Scale:
+    def _condition(self, of_theta: npt.NDArray[np.floating], plan_error: float) -> _Scale:
         table = self._table
         root = np.eye(table.rows.shape[1]) * plan_error
         root[: len(of_theta), : len(of_theta)] = of_theta
