@@ -43,8 +43,8 @@ def _read(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> list[Pre
         .where(wanted)
     )
     return [
-        PredictionRecord(plan_toml=row.toml, **{name: getattr(row, name) for name in _PLAIN})
-        for row in connection.execute(query)
+        PredictionRecord(plan_toml=row[-1], **dict(zip(_PLAIN, row[:-1], strict=True)))
+        for row in connection.execute(query).all()
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -18,22 +17,23 @@ from actune.boundary import shorten, to_json
 from actune.errors import StorageError, UsageError
 from actune.predictions import PredictionRecord
 from actune.records import Environment, Measurement, TargetInfo
+from actune.statistics import Timing, counts_process_time
 from actune.store import rows
 from actune.store.connect import WRITES, OptunaConnection, create_engine, use_wal
 from actune.store.failures import storage_errors
 from actune.store.foreseen import read_predictions, write_predictions
 from actune.store.location import Location, parse_location
 from actune.store.migrate import ensure_schema, no_studies_yet
-from actune.store.names import validate_study_name
+from actune.store.names import no_such_study, validate_study_name
 from actune.store.plan_texts import keep_plans, read_plan
 from actune.store.reuse import MeasurementKey, find_equal, find_settled
 from actune.store.schema import measurements, samples, studies, trials, verdicts
 from actune.store.summary import StudySummary, read_summaries
+from actune.store.timings import read_timings
 from actune.study_records import StudyRecord, StudySettings, TrialRecord, Verdict
 
 BUSY_TIMEOUT_S = 60.0
 _SQLITE_MAGIC = b"SQLite format 3\x00"
-_STUDIES_LISTED = 20
 
 
 def environment_fingerprint(environment: Environment) -> str:
@@ -229,10 +229,16 @@ class Store:
             stored = trials.update().where(trials.c.study_id == row.id, trials.c.number == trial.number)
             connection.execute(stored.values(measurement_id=measurement_id))
 
-    def trials(self, study: str) -> list[TrialRecord]:
-        """The study's finished trials, by number."""
+    def trials(self, study: str, *, with_pairs: bool = True) -> list[TrialRecord]:
+        """The study's finished trials, by number. Who needs no pairs reads thousands in half the time."""
         with self._reading() as connection:
-            return rows.read_trials(connection, self._study_row(connection, study).id)
+            return rows.read_trials(connection, self._study_row(connection, study).id, with_pairs=with_pairs)
+
+    def timings(self, study: str) -> dict[int, Timing]:
+        """What the pairs of each timed trial come to, by the trial's number."""
+        with self._reading() as connection:
+            row = self._study_row(connection, study)
+            return read_timings(connection, row.id, by_process=counts_process_time(row.environment))
 
     def find_measurement(
         self,
@@ -336,15 +342,7 @@ class Store:
         if row is not None:
             return row
         names = list(connection.execute(sa.select(studies.c.name).order_by(studies.c.id.desc())).scalars())
-        if not names:
-            raise no_studies_yet(self._location)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        more = f" and {len(names) - _STUDIES_LISTED} older ones" if len(names) > _STUDIES_LISTED else ""
-        raise UsageError(
-            f"no study {shorten(name)} at {self._location.label}.{hint} There are: "
-            f"{', '.join(names[:_STUDIES_LISTED])}{more}."
-        )
+        raise no_such_study(name, names, self._location.label) if names else no_studies_yet(self._location)
 
 
 def _check_file(location: Location, *, create: bool) -> None:
