@@ -1,6 +1,6 @@
 """How commands and searches grow with the trials of a study and with the studies of a database.
 
-    python benchmarks/load.py            100, 1,000 and 10,000 trials; 2, 20 and 200 studies (a quarter of an hour)
+    python benchmarks/load.py            100, 1,000 and 10,000 trials; 2, 20 and 200 studies (some minutes)
     python benchmarks/load.py --fast     100 and 1,000 trials; 2 and 20 studies
 
 The studies are of a model of 32 layers, filled in bulk (`load_filler.py`). Commands run as a person runs them; what
@@ -57,7 +57,7 @@ TRIALS_OF_MANY_STUDIES = 100
 SAMPLERS = {"thompson": "thompson", "tpe": "tpe", "random": "tpe"}
 """And the sampler whose study it goes on with: both draw the same parameters."""
 MORE_TRIALS = 8
-ROUNDS, FAST_ROUNDS = 5, 3
+ROUNDS = 3
 
 STUDY_COMMANDS = {
     "show": ["show", "s"],
@@ -132,14 +132,12 @@ class Bench:
         return path
 
 
-def timed_commands(
-    commands: dict[str, list[str]], base: Path, databases: dict[int, Path], rounds: int
-) -> dict[str, Any]:
+def timed_commands(commands: dict[str, list[str]], base: Path, databases: dict[int, Path]) -> dict[str, Any]:
     """By command: seconds on the small database, and beyond them on each of the others."""
     found: dict[str, Any] = {}
     for name, arguments in commands.items():
         taken = [
-            {size: _taken(arguments, path) for size, path in {0: base, **databases}.items()} for _ in range(rounds)
+            {size: _taken(arguments, path) for size, path in {0: base, **databases}.items()} for _ in range(ROUNDS)
         ]
 
         def beyond(number: int, taken: list[dict[int, tuple[float, float]]] = taken) -> dict[int, float]:
@@ -234,8 +232,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write results/load.json")
     arguments = parser.parse_args()
     sizes, studies = (FAST_TRIALS, FAST_STUDIES) if arguments.fast else (TRIALS, STUDIES)
-    rounds = FAST_ROUNDS if arguments.fast else ROUNDS
-    document: dict[str, Any] = {"benchmark": "load", "fast": arguments.fast, "rounds": rounds, "searches": {}}
+    document: dict[str, Any] = {"benchmark": "load", "fast": arguments.fast, "rounds": ROUNDS, "searches": {}}
     with (
         tempfile.TemporaryDirectory() as text,
         Recording(LoadTarget(TARGET, DEVICE, seed=0)) as recording,
@@ -248,10 +245,10 @@ def main() -> None:
             for sampler, of in filled.items()
         }
         base = databases["thompson"].pop(BASE_TRIALS)
-        document["trials"] = timed_commands(STUDY_COMMANDS, base, databases["thompson"], rounds)
+        document["trials"] = timed_commands(STUDY_COMMANDS, base, databases["thompson"])
         of_many = filled["thompson"].first(TRIALS_OF_MANY_STUDIES)
         many = {n: bench.database(f"studies-{n}", of_many, [f"s{i}" for i in range(n)]) for n in (1, *studies)}
-        document["studies"] = timed_commands(DATABASE_COMMANDS, many.pop(1), many, rounds)
+        document["studies"] = timed_commands(DATABASE_COMMANDS, many.pop(1), many)
         for sampler, of_sampler in SAMPLERS.items():
             document["searches"][sampler] = {}
             for size in sizes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from actune.predictions import PredictionRecord
+from actune.predictions import PredictedNumbers, PredictionRecord
 from actune.records import Measurement, Outcome
 from actune.report.budgets import named_budgets
 from actune.report.compiled import compiled_part
@@ -47,7 +47,7 @@ def study_document(store: Store, name: str) -> dict[str, Any]:
         UsageError: there is no such study.
     """
     study, trials, verdict = store.study(name), store.trials(name, with_pairs=False), store.verdict(name)
-    predicted, timings = Predicted(store.predictions(name), study.reference_hash), store.timings(name)
+    predicted, timings = Predicted(store.predicted_numbers(name), study.reference_hash), store.timings(name)
     compared = {} if verdict is None else {entry.plan_hash: entry for entry in verdict.entries}
     entries = [_trial_entry(trial, study, timings.get(trial.number), predicted) for trial in trials]
     is_finished = verdict is not None and verdict.trials == len(trials)
@@ -86,7 +86,7 @@ class Predicted:
         records: all of them.
     """
 
-    def __init__(self, records: Sequence[PredictionRecord], reference_hash: str | None) -> None:
+    def __init__(self, records: Sequence[PredictionRecord | PredictedNumbers], reference_hash: str | None) -> None:
         self.records = records
         self._of_plan = {record.plan_hash: record for record in records}
         reference = None if reference_hash is None else self._of_plan.get(reference_hash)

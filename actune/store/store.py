@@ -15,13 +15,13 @@ import sqlalchemy as sa
 
 from actune.boundary import shorten, to_json
 from actune.errors import StorageError, UsageError
-from actune.predictions import PredictionRecord
+from actune.predictions import PredictedNumbers, PredictionRecord
 from actune.records import Environment, Measurement, TargetInfo
 from actune.statistics import Timing, counts_process_time
 from actune.store import rows
 from actune.store.connect import WRITES, OptunaConnection, create_engine, use_wal
 from actune.store.failures import storage_errors
-from actune.store.foreseen import read_predictions, write_predictions
+from actune.store.foreseen import read_numbers, read_predictions, write_predictions
 from actune.store.location import Location, parse_location
 from actune.store.migrate import ensure_schema, no_studies_yet
 from actune.store.names import no_such_study, validate_study_name
@@ -301,6 +301,11 @@ class Store:
         """What the study predicted, from the smallest predicted peak up; without one, last."""
         with self._reading() as connection:
             return read_predictions(connection, self._study_row(connection, study).id)
+
+    def predicted_numbers(self, study: str) -> list[PredictedNumbers]:
+        """As `predictions`, without the plans' texts."""
+        with self._reading() as connection:
+            return read_numbers(connection, self._study_row(connection, study).id)
 
     # Verdicts
 
