@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from actune.plan import Plan, dump_plan, plan_hash
+
+
+class PredictedNumbers(NamedTuple):
+    """A prediction without the plan's text, as in PredictionRecord."""
+
+    plan_hash: str
+    preset: str | None
+    peak_bytes: int | None
+    step_time_s: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ once, so that looking after every pair costs nothing in certainty.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from statistics import NormalDist, fmean, median
 from typing import Literal
 
@@ -126,11 +126,32 @@ def pooled_log_noise(ratios_of_trials: Sequence[Sequence[float]]) -> float | Non
     Args:
         ratios_of_trials: the ratios of each trial's pairs; trials of fewer than MIN_PAIRS are passed over.
     """
-    deviations = [_log_deviations(ratios) for ratios in ratios_of_trials if len(ratios) >= MIN_PAIRS]
-    if len(deviations) < MIN_TRIALS:
-        return None
-    pooled = sorted(chain.from_iterable(deviations))
-    return max(LEAST_LOG_NOISE, pooled[math.ceil(_WITHIN_ONE_SD * len(pooled)) - 1])
+    pooled = PooledLogNoise()
+    for ratios in ratios_of_trials:
+        pooled.add(ratios)
+    return pooled.value
+
+
+class PooledLogNoise:
+    """As `pooled_log_noise`, of trials that come one after another."""
+
+    def __init__(self) -> None:
+        self._trials = 0
+        self._deviations: list[float] = []  # sorted
+
+    def add(self, ratios: Sequence[float]) -> None:
+        """Takes the ratios of a trial's pairs in."""
+        if len(ratios) >= MIN_PAIRS:
+            self._trials += 1
+            for deviation in _log_deviations(ratios):
+                insort(self._deviations, deviation)
+
+    @property
+    def value(self) -> float | None:
+        """None before MIN_TRIALS tell it."""
+        if self._trials < MIN_TRIALS:
+            return None
+        return max(LEAST_LOG_NOISE, self._deviations[math.ceil(_WITHIN_ONE_SD * len(self._deviations)) - 1])
 
 
 def _log_deviations(ratios: Sequence[float]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from actune.records import Environment, Measurement, StepSample
@@ -17,9 +18,35 @@ def clock_of(environment: Environment) -> Clock:
     With one compute thread on a CPU, the process's own time: it does not count the time that other programs took the
     core away. Elsewhere the step's own time.
     """
-    if environment.device == "cpu" and environment.threads == 1:
+    if counts_process_time(environment):
         return lambda sample: sample.process_s
     return lambda sample: sample.step_time_s
+
+
+def counts_process_time(environment: Environment) -> bool:
+    """Whether the clock is the process's own time."""
+    return environment.device == "cpu" and environment.threads == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What the pairs of a trial come to.
+
+    Attributes:
+        pairs: how many.
+        step_time_s: `median_step_time_s` of the plan's steps.
+        relative_step_time: as the function of that name.
+    """
+
+    pairs: int
+    step_time_s: float
+    relative_step_time: float
+
+
+def timing_of(pairs: Sequence[tuple[float, ...]], *, by_process: bool) -> Timing:
+    """Of a trial's pairs as plain numbers: wall and process time of the plan, then of the reference."""
+    plan, reference = (1, 3) if by_process else (0, 2)
+    return Timing(len(pairs), median(pair[0] for pair in pairs), median(pair[plan] / pair[reference] for pair in pairs))
 
 
 def median_step_time_s(samples: Sequence[StepSample]) -> float | None:

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from actune.cli.loading import load_options
 from actune.cli.options import BudgetType, echo_json, json_option, storage_option, target_help
+from actune.cli.reading import without_collecting
 from actune.errors import InfeasibleError, UsageError
 from actune.units import format_bytes
 
@@ -109,7 +110,7 @@ def _of_study(storage: str, name: str) -> dict[str, Any]:
     from actune.report import study_frontier_document
     from actune.store import Store
 
-    with Store.open(storage, create=False) as store:
+    with without_collecting(), Store.open(storage, create=False) as store:
         return study_frontier_document(store, name)
 
 

@@ -116,8 +116,19 @@ target_help = (
 
 
 def echo_json(document: dict[str, Any]) -> None:
-    """One document on stdout. NaN is an error: no reader has to expect one."""
-    click.echo(json.dumps(document, indent=2, allow_nan=False))
+    """One document on stdout, with a line for each entry of a list. NaN is an error: no reader has to expect one."""
+    click.echo("{\n" + ",\n".join(f"  {_text(key)}: {_value(value)}" for key, value in document.items()) + "\n}")
+
+
+def _value(value: Any) -> str:
+    if not isinstance(value, list) or not value:
+        return _text(value)
+    return "[\n" + ",\n".join(f"    {_text(entry)}" for entry in value) + "\n  ]"
+
+
+def _text(value: Any) -> str:
+    # Without `indent`, which the standard library's fast encoder does not know.
+    return json.dumps(value, allow_nan=False)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from actune.cli.shown_trials import left_out_line, shown_trials
 from actune.plan import parse_plan
 from actune.report import short_fqns
 from actune.units import format_bytes, format_duration
@@ -105,16 +106,25 @@ def render_measured(document: dict[str, Any]) -> None:
     console.print("relative: step time over that of the first plan that ran, median of interleaved rounds")
 
 
-def render_study(document: dict[str, Any]) -> None:
-    """A study: its trials, the presets in the final comparison, and the best plan with what it beats."""
+def render_study(document: dict[str, Any], *, with_all: bool = False) -> None:
+    """A study: its trials, the presets in the final comparison, and the best plan with what it beats.
+
+    Args:
+        document: the study's.
+        with_all: show all trials, however many there are.
+    """
     console = open_console()
     console.print(
         f"study {document['study']}: target {document['target']} on {document['device']}, {_budgets(document)}"
     )
     if document["trials"]:
         console.print()
-        console.print(_trial_table(document["trials"], _best_plans(document), document["presets"]))
-        if any(trial["lost_race"] for trial in document["trials"]):
+        named = {*_best_plans(document), *(preset["plan_hash"] for preset in document["presets"])}
+        shown = document["trials"] if with_all else shown_trials(document["trials"], named)
+        console.print(_trial_table(shown, _best_plans(document), document["presets"]))
+        if (line := left_out_line(document["trials"], shown, document["study"])) is not None:
+            console.print(f"\n{line}")
+        if any(trial["lost_race"] for trial in shown):
             console.print("\nslower: clearly slower than the best, so timing stopped after a few pairs")
     if document["largest_peak_error"] is not None:
         console.print(f"\nlargest error of a predicted peak so far: {document['largest_peak_error']:.3%}")

@@ -12,6 +12,7 @@ from actune.plan import parse_plan
 from actune.units import format_bytes, format_duration
 
 ROWS = 20
+MEASURED_ROWS = 50
 
 
 def render_estimated(document: dict[str, Any]) -> None:
@@ -97,8 +98,14 @@ def _render_device(console: Console, document: dict[str, Any], entries: Sequence
 
 
 def _thinned(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Presets and what was measured, and as many of the others as fit, evenly along the frontier."""
-    kept = {n for n, point in enumerate(points) if point["preset"] is not None or point["outcome"] is not None}
+    """Presets and what was measured, and as many of the others as fit, evenly along the frontier.
+
+    Of more measured plans than a person reads, those on the measured frontier.
+    """
+    measured = [n for n, point in enumerate(points) if point["outcome"] is not None]
+    if len(measured) > MEASURED_ROWS:
+        measured = [n for n in measured if points[n]["on_frontier"] in ("measured", "both")]
+    kept = {n for n, point in enumerate(points) if point["preset"] is not None}.union(measured)
     others = [n for n in range(len(points)) if n not in kept and points[n]["on_frontier"] is not None]
     room = max(ROWS - len(kept), 2)
     if len(others) > room:

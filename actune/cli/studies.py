@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from actune.cli.options import echo_json, json_option, storage_option
+from actune.cli.reading import without_collecting
 from actune.errors import UsageError
 
 if TYPE_CHECKING:
     from actune.store import Store
     from actune.study_records import StudyRecord
+
+
+TRIALS_LISTED = 50
 
 
 @click.command()
@@ -24,7 +28,7 @@ def studies(storage: str, as_json: bool) -> None:
     from actune.report import studies_document
     from actune.store import Store
 
-    with Store.open(storage, create=False) as store:
+    with without_collecting(), Store.open(storage, create=False) as store:
         document = studies_document(store.studies())
     if as_json:
         echo_json(document)
@@ -34,20 +38,22 @@ def studies(storage: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name")
+@click.option("--all", "with_all", is_flag=True, help="Every trial, also where there are many. --json always has all.")
 @storage_option
 @json_option
-def show(name: str, storage: str, as_json: bool) -> None:
+def show(name: str, with_all: bool, storage: str, as_json: bool) -> None:
     """Show a study: its trials, presets and best plan."""
     from actune.cli.render import render_study
     from actune.report import study_document
     from actune.store import Store
 
-    with Store.open(storage, create=False) as store:
-        document = study_document(store, name)
-    if as_json:
-        echo_json(document)
-    else:
-        render_study(document)
+    with without_collecting():
+        with Store.open(storage, create=False) as store:
+            document = study_document(store, name)
+        if as_json:
+            echo_json(document)
+        else:
+            render_study(document, with_all=with_all)
 
 
 @click.command()
@@ -155,11 +161,11 @@ def _output_path(output: str) -> Path:
 
 
 def _trial_toml(store: Store, name: str, number: int) -> str:
-    trials = {trial.number: trial for trial in store.trials(name)}
+    trials = {trial.number: trial for trial in store.trials(name, with_pairs=False)}
     if number not in trials:
-        raise UsageError(
-            f"study '{name}' has no finished trial {number}. It has: {', '.join(map(str, trials)) or 'none yet'}."
-        )
+        known = ", ".join(map(str, list(trials)[:TRIALS_LISTED])) or "none yet"
+        more = f" and {len(trials) - TRIALS_LISTED} more" if len(trials) > TRIALS_LISTED else ""
+        raise UsageError(f"study '{name}' has no finished trial {number}. It has: {known}{more}.")
     return trials[number].plan_toml
 
 

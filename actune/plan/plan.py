@@ -70,8 +70,18 @@ class Plan:
     rules: tuple[Rule, ...] = ()
     compile: CompileMode = "off"
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made anew by another process, where the same strings have other hashes."""
+        return (Plan, (self.rules, self.compile, self.provenance))
 
     def __post_init__(self) -> None:
+        # Once: a search looks each of thousands of plans up again and again, and a plan has hundreds of knobs.
+        object.__setattr__(self, "_hash", hash((self.rules, self.compile)))
         if self.compile not in COMPILE_MODES:
             raise PlanError(f"compile: '{self.compile}' is not known. Expected one of: {', '.join(COMPILE_MODES)}.")
         for rule in self.rules:

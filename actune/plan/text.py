@@ -138,6 +138,7 @@ def _rule_table(rule: Rule) -> dict[str, Any]:
     return table
 
 
+@lru_cache(maxsize=65_536)  # a search asks for the hashes of all its plans after each trial
 def plan_hash(plan: Plan) -> str:
     """The plan's name in a study: 16 hexadecimal digits of the SHA-256 of its text without provenance.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from actune.predictions import PredictionRecord
+from actune.predictions import PredictedNumbers, PredictionRecord
 from actune.records import Measurement, Outcome
 from actune.report.budgets import named_budgets
 from actune.report.compiled import compiled_part
-from actune.statistics import Clock, clock_of, median_step_time_s, relative_step_time
+from actune.statistics import Timing, median_step_time_s
 from actune.store import Store, StudySummary
 from actune.study_records import BudgetVerdict, StudyRecord, TrialRecord, Verdict, VerdictEntry
 
@@ -46,11 +46,10 @@ def study_document(store: Store, name: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such study.
     """
-    study, trials, verdict = store.study(name), store.trials(name), store.verdict(name)
-    predicted = Predicted(store.predictions(name), study.reference_hash)
-    clock = clock_of(study.environment)
+    study, trials, verdict = store.study(name), store.trials(name, with_pairs=False), store.verdict(name)
+    predicted, timings = Predicted(store.predicted_numbers(name), study.reference_hash), store.timings(name)
     compared = {} if verdict is None else {entry.plan_hash: entry for entry in verdict.entries}
-    entries = [_trial_entry(trial, study, clock, predicted) for trial in trials]
+    entries = [_trial_entry(trial, study, timings.get(trial.number), predicted) for trial in trials]
     is_finished = verdict is not None and verdict.trials == len(trials)
     names = {size: name for name, size in named_budgets(study).items()}
     return {
@@ -87,7 +86,7 @@ class Predicted:
         records: all of them.
     """
 
-    def __init__(self, records: Sequence[PredictionRecord], reference_hash: str | None) -> None:
+    def __init__(self, records: Sequence[PredictionRecord | PredictedNumbers], reference_hash: str | None) -> None:
         self.records = records
         self._of_plan = {record.plan_hash: record for record in records}
         reference = None if reference_hash is None else self._of_plan.get(reference_hash)
@@ -129,27 +128,30 @@ def outcome_under(measurement: Measurement, budget_bytes: int | None) -> Outcome
     return Outcome.OVER_BUDGET if measurement.outcome is Outcome.OK and is_over else measurement.outcome
 
 
-def _trial_entry(trial: TrialRecord, study: StudyRecord, clock: Clock, predicted: Predicted) -> dict[str, Any]:
-    outcome = outcome_under(trial.measurement, study.budget_bytes)
-    return plan_entry(
+def _trial_entry(trial: TrialRecord, study: StudyRecord, timing: Timing | None, predicted: Predicted) -> dict[str, Any]:
+    measurement = trial.measurement
+    outcome = outcome_under(measurement, study.budget_bytes)
+    entry = plan_entry(
         trial.preset or f"trial {trial.number}",
         trial.plan_hash,
         outcome=outcome,
-        peak_bytes=trial.measurement.peak_bytes,
-        step_time_s=median_step_time_s([pair.plan for pair in trial.measurement.pairs]),
-        relative=relative_step_time(trial.measurement, clock),
-    ) | {
-        **predicted.part(trial.plan_hash),
-        **compiled_part(trial.measurement),
+        peak_bytes=measurement.peak_bytes,
+        step_time_s=None if timing is None else timing.step_time_s,
+        relative=None if timing is None else timing.relative_step_time,
+    )
+    entry |= predicted.part(trial.plan_hash)
+    entry |= compiled_part(measurement)
+    entry |= {
         "number": trial.number,
         "state": _STATES.get(outcome, "failed"),
-        "pairs": len(trial.measurement.pairs),
-        "lost_race": trial.measurement.lost_race,
+        "pairs": 0 if timing is None else timing.pairs,
+        "lost_race": measurement.lost_race,
         "attempt": trial.attempt,
         "reused": trial.reused,
-        "message": trial.measurement.message,
+        "message": measurement.message,
         "plan_toml": trial.plan_toml,
     }
+    return entry
 
 
 def _final_entry(label: str, shown: Mapping[str, Any], entry: VerdictEntry | None) -> dict[str, Any]:

@@ -14,19 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from actune.cost.belief import (
-    Draws,
-    Floats,
-    KnownPlan,
-    StepTimeBelief,
-    TimeObservation,
-    as_row,
-    gain_at,
-    worth_of,
-)
+from actune.cost.belief import StepTimeBelief, as_row, gain_at, worth_of
 from actune.cost.corrected import CorrectableStack, fastest_s
 from actune.cost.optimum import best_plan
 from actune.cost.outlook import Outlook
+from actune.cost.posterior import Draws, Floats, KnownPlan, TimeObservation
 from actune.cost.stack import Stack
 from actune.cost.time_parts import Correction
 from actune.errors import CostError, InfeasibleError
@@ -51,7 +43,7 @@ class MeasuredRatio:
     """A trial's step time over the reference's.
 
     Attributes:
-        log_error: standard error of the logarithm of `relative_step_time`.
+        log_error: standard error of the logarithm of `relative_step_time`; of what is believed in units of its noise.
     """
 
     plan: Plan
@@ -110,6 +102,8 @@ class Advice:
         self._pool: dict[Plan, _Pooled] = {}
         self._explored: set[tuple[int, int, int]] = set()
         self._known_plans: dict[Plan, KnownPlan] = {}
+        self._believed: list[MeasuredRatio] = []
+        self._observations: list[TimeObservation] = []
         self._belief = StepTimeBelief()
         for stack in self._stacks:
             self._belief.know(stack.all_parts)
@@ -120,25 +114,42 @@ class Advice:
         """Whether all that a plan is made of was profiled."""
         return self._known(plan) is not None
 
-    def believe(self, ratios: Iterable[MeasuredRatio]) -> None:
-        """Starts over from the profile and learns all that was measured.
+    def believe(self, ratios: Sequence[MeasuredRatio], *, log_noise: float = 1.0) -> None:
+        """All that was measured, in place of what was believed before; what comes first again is not looked at anew.
 
         A plan with a treatment that is not profiled teaches nothing; nor does the reference beside itself.
+
+        Args:
+            log_noise: what the ratios' errors are multiplied by.
         """
-        observations = []
-        for seen in ratios:
+        known = len(self._believed)
+        if list(ratios[:known]) != self._believed:
+            self._observations, known = [], 0
+        for seen in ratios[known:]:
             of_plan, of_reference = self._known(seen.plan), self._known(seen.reference)
-            if of_plan is not None and of_reference is not None and of_plan != of_reference:
-                observations.append(TimeObservation(of_plan, of_reference, seen.relative_step_time, seen.log_error))
-        self._belief.learn(observations)
+            if of_plan is not None and of_reference is not None and of_plan is not of_reference:
+                self._observations.append(
+                    TimeObservation(of_plan, of_reference, seen.relative_step_time, seen.log_error)
+                )
+        self._believed = list(ratios)
+        self._belief.learn(self._observations, log_noise=log_noise)
 
     def estimate(self, plan: Plan, reference: Plan) -> float | None:
         """A plan's relative step time as all measurements together have it; None for one that is not profiled."""
-        of_plan, of_reference = self._known(plan), self._known(reference)
-        if of_plan is None or of_reference is None:
-            return None
-        times_s = self._belief.posterior().mean().step_times_s([of_plan, of_reference])
-        return float(times_s[0, 0] / times_s[1, 0])
+        return self.estimates([plan], reference)[0]
+
+    def estimates(self, plans: Sequence[Plan], reference: Plan) -> list[float | None]:
+        """As `estimate`, of many plans at once."""
+        of_reference = self._known(reference)
+        of_plans = {number: known for number, plan in enumerate(plans) if (known := self._known(plan)) is not None}
+        found: list[float | None] = [None] * len(plans)
+        if of_reference is None or not of_plans:
+            return found
+        mean = self._belief.posterior().mean()
+        relative = mean.step_times_s([*of_plans.values()]) / mean.of_plan_s(of_reference)
+        for number, estimate in zip(of_plans, relative.ravel().tolist(), strict=True):
+            found[number] = estimate
+        return found
 
     def explore(self, budget_bytes: int, number: int, *, thoroughly: bool = False) -> None:
         """Puts the fastest plans within a budget under some draws into the pool, once for each number."""
@@ -162,21 +173,22 @@ class Advice:
             number: of the trial: the draws are the same for the same number.
             is_seen: whether a plan is no news.
         """
-        pooled = [plan for plan, pooled in self._pool.items() if self._aims_at(pooled, budget_bytes)]
+        pooled = self._pool_within(budget_bytes)
         unseen = [plan for plan in pooled if not is_seen(plan)]
         if not unseen:
             return None
         draws = self._belief.posterior().draws(POOL_DRAWS, self._seed, number, 0)
         if best is None:
             return unseen[int(draws.step_times_s(self._pooled(unseen)).mean(axis=1).argmin())]
-        others = [plan for plan in pooled if plan not in set(unseen)]
+        are_unseen = set(unseen)
+        others = [plan for plan in pooled if plan not in are_unseen]
         known = [*self._pooled(unseen), *self._pooled(others)]
         relative = draws.relative(known, self._reference(best), self._best_s(best, draws))
         return unseen[int(worth_of(relative, range(len(unseen)), len(known), best.log_error).argmax())]
 
     def pooled_gain(self, budget_bytes: int, best: MeasuredRatio, number: int) -> float:
         """As `Bound.possible_gain`, of the plans of the pool alone: at least so much."""
-        pooled = [plan for plan, pooled in self._pool.items() if self._aims_at(pooled, budget_bytes)]
+        pooled = self._pool_within(budget_bytes)
         if not pooled:
             return 0.0
         draws = self._belief.posterior().draws(POOL_DRAWS, self._seed, number, 1)
@@ -226,8 +238,11 @@ class Advice:
             known = self._known_plans[plan] = KnownPlan(plan_hash(plan), parts)
         return known
 
-    def _aims_at(self, pooled: _Pooled, budget_bytes: int) -> bool:
-        return pooled.peak_bytes <= self._margins.aim_bytes(pooled.compile, budget_bytes)
+    def _pool_within(self, budget_bytes: int) -> list[Plan]:
+        """The plans of the pool that are predicted to fit."""
+        modes = {pooled.compile for pooled in self._pool.values()}
+        aims_bytes = {mode: self._margins.aim_bytes(mode, budget_bytes) for mode in modes}
+        return [plan for plan, pooled in self._pool.items() if pooled.peak_bytes <= aims_bytes[pooled.compile]]
 
     def _solve(self, correction: Correction, budget_bytes: int) -> None:
         """Pools the fastest plan of each compile mode that is predicted to fit."""

@@ -8,15 +8,14 @@ from actune.cost.optimum import PredictedPlan
 from actune.cost.solver import solve_greedy
 from actune.cost.stack import Stack
 from actune.errors import CostError, InfeasibleBudgetError, InfeasibleError, TargetError
-from actune.plan import CompileMode, Plan, parse_plan
-from actune.records import ModelStructure, Outcome
+from actune.plan import CompileMode, Plan
+from actune.records import Measurement, ModelStructure, Outcome
 from actune.search.advice import Advice
 from actune.search.forecast import Forecast, prediction_record
 from actune.search.peaks import PeakMargins
 from actune.search.reporter import Reporter
 from actune.search.space import ModelSpace
 from actune.store import Store
-from actune.study_records import TrialRecord
 from actune.units import format_bytes
 
 GREEDY = "greedy"
@@ -138,9 +137,8 @@ class Foresight:
         if prediction is not None and plan not in self._stored:
             self._store.save_predictions(self._study, (prediction_record(plan, prediction),))
 
-    def learn_peak(self, trial: TrialRecord) -> None:
+    def learn_peak(self, plan: Plan, measurement: Measurement) -> None:
         """Compares a trial's peak with its prediction."""
-        plan, measurement = parse_plan(trial.plan_toml), trial.measurement
         predicted_bytes = self._forecast.composed_peak_bytes(plan)
         if predicted_bytes is None or measurement.peak_bytes is None:
             return

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from math import sqrt
 
 from actune.plan import Plan, parse_plan
-from actune.racing import Race, pooled_log_noise
+from actune.racing import PooledLogNoise, Race
 from actune.search.advice import Advice, MeasuredRatio
 from actune.search.foresight import Foresight
-from actune.search.race import race_for
+from actune.search.race import Timing, race_among
 from actune.statistics import Clock, pair_ratios, relative_step_time
 from actune.study_records import TrialRecord
 
@@ -39,7 +40,11 @@ class Ledger:
         self._of_plan: dict[str, TrialRecord] = {}
         self._plans: dict[str, Plan] = {}
         self.reference: Plan | None = None
+        self._noise = PooledLogNoise()
+        self._timings: dict[int, Timing] = {}
+        self._ratios: list[MeasuredRatio] = []
         self._is_believed = False
+        self._fitting: dict[int, list[TrialRecord]] = {}
 
     def add(self, trial: TrialRecord) -> None:
         """Takes a trial in."""
@@ -49,17 +54,25 @@ class Ledger:
         relative = relative_step_time(trial.measurement, self._clock)
         if relative is not None:
             self.relative_step_times[trial.number] = relative
+            self._noise.add(pair_ratios(trial.measurement, self._clock))
+            self._timings[trial.number] = Timing.of(trial, relative, self._clock)
+            if self.reference is not None:
+                self._ratios.append(self._ratio(trial, self.reference))
             self._is_believed = False
 
     def amend(self, trial: TrialRecord) -> None:
-        """Takes in what a longer run showed of a trial that is known already."""
+        """Takes in what a longer run showed of a trial that is known already: another peak or outcome."""
         self.trials = [trial if known.number == trial.number else known for known in self.trials]
+        if trial.number in self._timings:
+            self._timings[trial.number] = replace(self._timings[trial.number], trial=trial)
         self._learn_peak(trial)
 
     def set_reference(self, plan: Plan) -> None:
         """What trials are timed against: known from the first trial that fits, which is the reference itself."""
         self.reference = plan
+        self._ratios = [self._ratio(trial, plan) for trial in self.trials if trial.number in self.relative_step_times]
         self._is_believed = False
+        self._fitting.clear()
 
     @property
     def advice(self) -> Advice | None:
@@ -70,7 +83,7 @@ class Ledger:
         if not advice.knows(self.reference):
             return None
         if not self._is_believed:
-            advice.believe(self._ratios(self.reference))
+            advice.believe(self._ratios, log_noise=self._log_noise)
             self._is_believed = True
         return advice
 
@@ -80,43 +93,48 @@ class Ledger:
 
     def fitting(self, budget_bytes: int) -> list[TrialRecord]:
         """The timed trials whose plans fit, the fastest first by all that was measured together."""
-        timed = [t for t in self.trials if t.number in self.relative_step_times and t.fits(budget_bytes)]
-        return sorted(timed, key=lambda trial: (self.estimate(trial), trial.number))
+        if budget_bytes not in self._fitting:
+            timed = [t for t in self.trials if t.number in self.relative_step_times and t.fits(budget_bytes)]
+            estimates = dict(zip((trial.number for trial in timed), self._estimates(timed), strict=True))
+            self._fitting[budget_bytes] = sorted(timed, key=lambda trial: (estimates[trial.number], trial.number))
+        return self._fitting[budget_bytes]
 
     def best(self, budget_bytes: int) -> MeasuredRatio | None:
         """The best plan so far, None as long as none fits."""
         fitting = self.fitting(budget_bytes)
         if not fitting or self.reference is None:
             return None
-        return self._ratio(fitting[0], self.reference, self._log_noise())
+        ratio = self._ratio(fitting[0], self.reference)
+        return replace(ratio, log_error=ratio.log_error * self._log_noise)
 
     def estimate(self, trial: TrialRecord) -> float:
         """A timed trial's relative step time: measured, and drawn to what the other trials say of its parts."""
-        measured = self.relative_step_times[trial.number]
-        if self.advice is None or self.reference is None:
-            return measured
-        believed = self.advice.estimate(self._plans[trial.plan_hash], self.reference)
-        return measured if believed is None else believed
+        return self._estimates([trial])[0]
 
     def race(self, budget_bytes: int, *, timed_pairs: int) -> Race | None:
         """What the next trial is timed against."""
-        return race_for(self.trials, self.relative_step_times, budget_bytes, self._clock, timed_pairs=timed_pairs)
+        return race_among(self._timings.values(), self._noise.value, budget_bytes, timed_pairs=timed_pairs)
+
+    def _estimates(self, trials: Sequence[TrialRecord]) -> list[float]:
+        measured = [self.relative_step_times[trial.number] for trial in trials]
+        advice = self.advice
+        if advice is None or self.reference is None:
+            return measured
+        believed = advice.estimates([self._plans[trial.plan_hash] for trial in trials], self.reference)
+        return [own if of_all is None else of_all for own, of_all in zip(measured, believed, strict=True)]
 
     def _learn_peak(self, trial: TrialRecord) -> None:
         self._of_plan[trial.plan_hash] = trial
-        self._foresight.learn_peak(trial)
+        self._foresight.learn_peak(self._plans[trial.plan_hash], trial.measurement)
+        self._fitting.clear()
         self.lessons += 1
 
-    def _ratios(self, reference: Plan) -> Iterator[MeasuredRatio]:
-        log_noise = self._log_noise()
-        for trial in self.trials:
-            if trial.number in self.relative_step_times:
-                yield self._ratio(trial, reference, log_noise)
+    def _ratio(self, trial: TrialRecord, reference: Plan) -> MeasuredRatio:
+        """With its error in units of the noise of one pair, which is another one after each trial."""
+        error = MEDIAN_ERROR / sqrt(len(trial.measurement.pairs))
+        return MeasuredRatio(self._plans[trial.plan_hash], reference, self.relative_step_times[trial.number], error)
 
-    def _ratio(self, trial: TrialRecord, reference: Plan, log_noise: float) -> MeasuredRatio:
-        log_error = MEDIAN_ERROR * log_noise / sqrt(len(trial.measurement.pairs))
-        return MeasuredRatio(self._plans[trial.plan_hash], reference, self.relative_step_times[trial.number], log_error)
-
+    @property
     def _log_noise(self) -> float:
         """Standard deviation of the logarithm of one pair's ratio."""
-        return pooled_log_noise([pair_ratios(t.measurement, self._clock) for t in self.trials]) or UNKNOWN_LOG_NOISE
+        return self._noise.value or UNKNOWN_LOG_NOISE

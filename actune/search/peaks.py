@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from actune.plan import CompileMode
 
@@ -12,14 +12,23 @@ PROVEN_AFTER = 3
 
 @dataclass(slots=True)
 class _Errors:
-    """Measured over predicted peaks of plans that ran to their end, and the highest of any."""
+    """Measured over predicted peaks.
 
-    ratios: list[float] = field(default_factory=list)
+    Attributes:
+        count: of plans that ran to their end.
+        lowest: of those; 1 without any.
+        is_exact: whether all of those were 1.
+        highest: of all plans.
+    """
+
+    count: int = 0
+    lowest: float = 1.0
+    is_exact: bool = True
     highest: float = 0.0
 
     @property
     def is_proven(self) -> bool:
-        return len(self.ratios) >= PROVEN_AFTER
+        return self.count >= PROVEN_AFTER
 
 
 class PeakMargins:
@@ -37,13 +46,14 @@ class PeakMargins:
         errors = self._of_mode.setdefault(compile, _Errors())
         ratio = measured_bytes / predicted_bytes
         if whole:
-            errors.ratios.append(ratio)
+            errors.lowest = ratio if errors.count == 0 else min(errors.lowest, ratio)
+            errors.is_exact = errors.is_exact and ratio == 1.0
+            errors.count += 1
         errors.highest = max(errors.highest, ratio)
 
     def is_exact(self, compile: CompileMode) -> bool:
         """Whether no plan of this mode that ran to its end had another peak than predicted."""
-        errors = self._of_mode.get(compile, _Errors())
-        return all(ratio == 1.0 for ratio in errors.ratios)
+        return self._of_mode.get(compile, _Errors()).is_exact
 
     def too_high_by(self, compile: CompileMode) -> float:
         """By what share a predicted peak may be over the budget before the plan is not run.
@@ -52,7 +62,7 @@ class PeakMargins:
         one percent.
         """
         errors = self._of_mode.get(compile, _Errors())
-        worst = max(0.0, 1 / min(errors.ratios, default=1.0) - 1)
+        worst = max(0.0, 1 / errors.lowest - 1)
         return worst if errors.is_proven else max(worst, UNPROVEN_MARGIN)
 
     def aim_bytes(self, compile: CompileMode, budget_bytes: int) -> int:

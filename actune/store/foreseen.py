@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import sqlalchemy as sa
 
-from actune.predictions import PredictionRecord
+from actune.predictions import PredictedNumbers, PredictionRecord
 from actune.store.plan_texts import keep_plans
 from actune.store.schema import plans, predictions
 
@@ -36,6 +36,13 @@ def read_predictions(connection: sa.Connection, study_id: int) -> tuple[Predicti
     return tuple(sorted(found, key=_by_peak))
 
 
+def read_numbers(connection: sa.Connection, study_id: int) -> list[PredictedNumbers]:
+    """As `read_predictions`, without the plans' texts, which are most of what there is to read."""
+    columns = (predictions.c[name] for name in PredictedNumbers._fields)
+    found = connection.execute(sa.select(*columns).where(predictions.c.study_id == study_id)).all()
+    return sorted((PredictedNumbers(*row) for row in found), key=_by_peak)
+
+
 def _read(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> list[PredictionRecord]:
     query = (
         sa.select(*(predictions.c[name] for name in _PLAIN), plans.c.toml)
@@ -43,8 +50,8 @@ def _read(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> list[Pre
         .where(wanted)
     )
     return [
-        PredictionRecord(plan_toml=row.toml, **{name: getattr(row, name) for name in _PLAIN})
-        for row in connection.execute(query)
+        PredictionRecord(plan_toml=row[-1], **dict(zip(_PLAIN, row[:-1], strict=True)))
+        for row in connection.execute(query).all()
     ]
 
 
@@ -60,5 +67,5 @@ def _merged(before: PredictionRecord | None, now: PredictionRecord) -> Predictio
     )
 
 
-def _by_peak(record: PredictionRecord) -> tuple[bool, int, float, str]:
+def _by_peak(record: PredictionRecord | PredictedNumbers) -> tuple[bool, int, float, str]:
     return (record.peak_bytes is None, record.peak_bytes or 0, record.step_time_s or 0.0, record.plan_hash)

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from actune.records import Measurement, Outcome
-from actune.store.rows import MEASUREMENT_COLUMNS, measurement_from_row, read_pairs
+from actune.store.rows import MEASUREMENT_COLUMNS, measurement_from_values, read_pairs
 from actune.store.schema import measurements
 
 # A crash, a timeout or an error says something about that one attempt; these say something about the plan.
@@ -35,8 +35,9 @@ class MeasurementKey:
 
     def clause(self) -> sa.ColumnElement[bool]:
         """The rows that have this key."""
-        # is_not_distinct_from: no reference is a value of its own here, and `= NULL` is never true.
-        return sa.and_(*(measurements.c[name].is_not_distinct_from(value) for name, value in self.values().items()))
+        # No reference is a value of its own here: SQLAlchemy writes `IS NULL` for None. (`IS NOT DISTINCT FROM` would
+        # serve both, and on PostgreSQL no index would serve it.)
+        return sa.and_(*(measurements.c[name] == value for name, value in self.values().items()))
 
 
 def find_settled(connection: sa.Connection, key: MeasurementKey, *, budget_bytes: int | None) -> Measurement | None:
@@ -75,7 +76,7 @@ def find_equal(connection: sa.Connection, key: MeasurementKey, measurement: Meas
 
 def _load(connection: sa.Connection, row: Any) -> Measurement:
     pairs = read_pairs(connection, sa.select(measurements.c.id).where(measurements.c.id == row.measurement_id))
-    return measurement_from_row(row, pairs)
+    return measurement_from_values(row[: len(MEASUREMENT_COLUMNS)], pairs)
 
 
 def _holds(row: Any, budget_bytes: int | None) -> bool:

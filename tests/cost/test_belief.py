@@ -8,17 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from actune.cost.belief import (
-    PLAN_ERRORS,
-    PROFILE_ERROR,
-    SMALLEST_FACTOR,
-    Floats,
-    KnownPlan,
-    StepTimeBelief,
-    TimeObservation,
-    gain_at,
-    worth_of,
-)
+from actune.cost.belief import StepTimeBelief, gain_at, worth_of
+from actune.cost.posterior import PLAN_ERRORS, PROFILE_ERROR, SMALLEST_FACTOR, Floats, KnownPlan, TimeObservation
 from actune.cost.time_parts import TimePart
 from actune.plan import NO_AC, CompileMode, Treatment
 
