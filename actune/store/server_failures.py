@@ -38,9 +38,11 @@ _BY_TEXT = {
     "another with --storage.",
     r"too many clients|too many connections|remaining connection slots": _BY_STATE["53300"],
     r"the database system is": _BY_STATE["57P03"],
-    r"connection refused|no such file or directory|could not translate host name|timeout|no route": "can't be reached "
+    r"(server closed the|SSL) connection|SSL SYSCALL|connection is (lost|closed)|consuming input failed": _LOST,
+    r"connection refused|no such file or directory|(not translate|resolve) host|timeout|no route": "can't be reached "
     "({reason}). Check that the server runs, and its host and port in the URL.",
-    r"server closed the connection|connection is lost|connection is closed|consuming input failed": _LOST,
+    r"invalid connection option|invalid .* value|does not support SSL|SSL negotiation": "can't be connected to "
+    "({reason}). Check what the URL says after its '?', and that a PostgreSQL server listens at that port.",
 }
 
 
