@@ -38,7 +38,7 @@ _BY_TEXT = {
     "another with --storage.",
     r"too many clients|too many connections|remaining connection slots": _BY_STATE["53300"],
     r"the database system is": _BY_STATE["57P03"],
-    r"server closed the connection|SSL connection has been|SSL SYSCALL|connection is (lost|closed)|consuming input": _LOST,
+    r"server closed the connection|SSL connection has|SSL SYSCALL|connection is (lost|closed)|consuming input": _LOST,
     r"connection refused|no such file or directory|(not translate|resolve) host|timeout|no route": "can't be reached "
     "({reason}). Check that the server runs, and its host and port in the URL.",
     r"invalid connection option|invalid .* value|does not support SSL|SSL negotiation": "can't be connected to "
