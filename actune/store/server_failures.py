@@ -38,9 +38,11 @@ _BY_TEXT = {
     "another with --storage.",
     r"too many clients|too many connections|remaining connection slots": _BY_STATE["53300"],
     r"the database system is": _BY_STATE["57P03"],
-    r"connection refused|no such file or directory|could not translate host name|timeout|no route": "can't be reached "
+    r"server closed the connection|SSL connection has|SSL SYSCALL|connection is (lost|closed)|consuming input": _LOST,
+    r"connection refused|no such file or directory|(not translate|resolve) host|timeout|no route": "can't be reached "
     "({reason}). Check that the server runs, and its host and port in the URL.",
-    r"server closed the connection|connection is lost|connection is closed|consuming input failed": _LOST,
+    r"invalid connection option|invalid .* value|does not support SSL|SSL negotiation": "can't be connected to "
+    "({reason}). Check what the URL says after its '?', and that a PostgreSQL server listens at that port.",
 }
 
 
@@ -53,8 +55,9 @@ def explain_server_error(error: BaseException | None, url: sa.URL) -> str:
     """
     text = str(error).strip()
     reason = _reason(text)
-    known = _BY_STATE.get(getattr(error, "sqlstate", None) or "")
-    if known is None:
+    state = getattr(error, "sqlstate", None)
+    known = _BY_STATE.get(state or "")
+    if state is None:
         known = next((said for sign, said in _BY_TEXT.items() if re.search(sign, text, re.IGNORECASE)), None)
     if known is None:
         known = "reports: {reason}. Check that the server runs and that the URL's user may write there."

@@ -198,6 +198,27 @@ def test_server_that_does_not_run(server: PostgresServer, database: str) -> None
             Store.open(url, create=create)
 
 
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ("127.0.0.1:1/db", r"can't be reached \(Connection refused\)\. Check that the server runs"),
+        ("nonexistent.invalid/db", r"can't be reached \(failed to resolve host 'nonexistent\.invalid'"),
+        ("/db?host=/a,/b", r"can't be reached \(No such file or directory\)"),
+        (
+            "127.0.0.1:1/db?nosuch=1",
+            r"can't be connected to \(invalid connection option \"nosuch\"\)\. Check what",
+        ),
+        (
+            "127.0.0.1:1/db?sslmode=no",
+            r"can't be connected to \(.*invalid sslmode value: \"no\"\)\. Check what",
+        ),
+    ],
+)
+def test_server_that_is_not_at_that_place(rest: str, message: str) -> None:
+    with refused(message):
+        Store.open(f"postgresql://me:s3cret@{rest}", create=True)
+
+
 def test_wrong_password_user_and_database(server: PostgresServer, database: str) -> None:
     with refused(r'refuses the login \(password authentication failed for user "tester"\)\. Check the user'):
         Store.open(server.url(database, password="s3cret/other"), create=True)
