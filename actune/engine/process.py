@@ -19,6 +19,7 @@ from actune.errors import StorageError
 from actune.records import Failed, Reply, Request
 
 LOG_TAIL_BYTES = 4000
+MAX_REPLY_BYTES = 2**26
 STOP_GRACE_S = 5.0
 POLL_S = 1.0
 STACKS_S = 0.5
@@ -109,7 +110,8 @@ class WorkerProcess:
             )
         self._burial = threading.Lock()
         self._is_buried = False
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        # One reply is asked for at a time, so what a worker writes beyond that is left in its pipe.
+        self._lines: queue.Queue[bytes | None] = queue.Queue(maxsize=2)
         self._reader = threading.Thread(target=self._read, name="worker-replies", daemon=True)
         self._reader.start()
 
@@ -127,9 +129,19 @@ class WorkerProcess:
         assert self._process.stdout is not None
         # Closed here and not in `kill`, which would wait for this thread as long as any process keeps the pipe open.
         with self._process.stdout as replies:
-            for line in replies:
-                self._lines.put(line)
-        self._lines.put(None)
+            while line := replies.readline(MAX_REPLY_BYTES + 1):
+                self._hand_on(line)
+                if len(line) > MAX_REPLY_BYTES:
+                    break
+        self._hand_on(None)
+
+    def _hand_on(self, line: bytes | None) -> None:
+        while True:
+            try:
+                return self._lines.put(line, timeout=POLL_S)
+            except queue.Full:
+                if self._is_buried:
+                    return None
 
     def ask(self, request: Request, *, timeout_s: float) -> Reply:
         """Sends a request and waits for its reply.
@@ -156,6 +168,11 @@ class WorkerProcess:
             ) from None
         if line is None:
             raise self._bury()
+        if len(line) > MAX_REPLY_BYTES:
+            self.kill()
+            raise WorkerDiedError(
+                False, False, f"the worker wrote a reply of more than {MAX_REPLY_BYTES} bytes", self._log_tail()
+            )
         try:
             reply: Any = from_json(Reply, line)
         except ValueError:

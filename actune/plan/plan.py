@@ -13,6 +13,7 @@ from actune.plan.treatment import NO_AC, WHOLE_LAYER, SavedOp, Treatment
 
 CompileMode = Literal["off", "inside", "layer", "model", "off+ops", "inside+ops"]
 COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
+MAX_PATTERNS = 10_000
 
 
 def misfit(treatment: Treatment, compile: CompileMode) -> str | None:
@@ -74,6 +75,9 @@ class Plan:
     def __post_init__(self) -> None:
         if self.compile not in COMPILE_MODES:
             raise PlanError(f"compile: '{self.compile}' is not known. Expected one of: {', '.join(COMPILE_MODES)}.")
+        patterns = sum(len(rule.layers) for rule in self.rules)
+        if patterns > MAX_PATTERNS or len(self.rules) > MAX_PATTERNS:
+            raise PlanError(f"rule: {len(self.rules)} rules have {patterns} patterns. Expected at most {MAX_PATTERNS}.")
         for rule in self.rules:
             if (why := misfit(rule.treatment, self.compile)) is not None:
                 raise PlanError(why)

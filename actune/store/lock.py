@@ -21,6 +21,7 @@ from actune.store.location import Location, parse_location
 from actune.store.names import validate_study_name
 
 SETUP_TIMEOUT_S = 60.0
+MAX_HOLDER_BYTES = 2**14
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ def _write_holder(path: Path) -> None:
 
 def _held_message(study_name: str, location: Location, holder_path: Path) -> str:
     try:
-        holder: _Holder = from_json(_Holder, holder_path.read_bytes())
+        with holder_path.open("rb") as file:
+            holder: _Holder = from_json(_Holder, file.read(MAX_HOLDER_BYTES))
         who = f"process {holder.pid} on {holder.host}, since {holder.started_at}"
     except (OSError, ValueError):  # in the moment between taking the lock and writing this file
         who = "another process, which has only just started"
