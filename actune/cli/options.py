@@ -86,6 +86,11 @@ storage_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout; messages go to stderr in any case."
 )
+trust_target_option = click.option(
+    "--trust-target",
+    is_flag=True,
+    help="Go on although the study names code of a target that you have not named before, or that has changed since.",
+)
 device_help = "cpu, cuda, cuda:N, or a simulated one, such as sim:h100."
 MAX_WORLD_SIZE = 2**20
 MAX_NPROC = 64

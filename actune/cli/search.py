@@ -25,6 +25,7 @@ from actune.cli.options import (
     nproc_help,
     storage_option,
     target_help,
+    trust_target_option,
     world_size_help,
 )
 from actune.errors import ActuneError, InfeasibleError, UsageError
@@ -99,8 +100,9 @@ VERDICT_ROUNDS = 9
 @click.option("--nproc-per-node", type=click.IntRange(1, MAX_NPROC), help=f"{nproc_help} Default: 1.")
 @click.option("--sampler", metavar="NAME", help="thompson, tpe, random, gp or per-layer. Default: thompson.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the model, its data and the sampler. Default: 0.")
+@trust_target_option
 @json_option
-def search(study_file: Path | None, storage: str, as_json: bool, **options: Any) -> None:
+def search(study_file: Path | None, storage: str, trust_target: bool, as_json: bool, **options: Any) -> None:
     """Find the best plan for a target under a budget.
 
     Options given here go before those in STUDY.yaml. With a study that exists, the search goes on from where it is.
@@ -115,16 +117,17 @@ def search(study_file: Path | None, storage: str, as_json: bool, **options: Any)
         if name not in asked and not (study_file is None and "study" in asked):
             raise click.UsageError(f"Missing option '--{name}': give it here or in a STUDY.yaml.")
     study = asked.pop("study", None) or _name_for(asked)
-    _run(study, asked, storage=storage, as_json=as_json)
+    _run(study, asked, storage=storage, trust_target=trust_target, as_json=as_json)
 
 
 @click.command()
 @click.argument("name")
 @storage_option
+@trust_target_option
 @json_option
-def resume(name: str, storage: str, as_json: bool) -> None:
+def resume(name: str, storage: str, trust_target: bool, as_json: bool) -> None:
     """Go on with a study, with what it was started with."""
-    _run(name, None, storage=storage, as_json=as_json)
+    _run(name, None, storage=storage, trust_target=trust_target, as_json=as_json)
 
 
 def _parsed(values: dict[str, Any], *, source: str) -> dict[str, Any]:
@@ -152,10 +155,11 @@ def _name_for(asked: dict[str, Any]) -> str:
     return slug.strip("-")[:100]
 
 
-def _run(name: str, asked: dict[str, Any] | None, *, storage: str, as_json: bool) -> None:
+def _run(name: str, asked: dict[str, Any] | None, *, storage: str, trust_target: bool, as_json: bool) -> None:
     from actune.cli.interruption import InterruptibleReporter, Interruption
     from actune.cli.progress import show_progress
     from actune.cli.render import render_study
+    from actune.cli.trust import check_target
     from actune.report import study_document
     from actune.search import run_search
     from actune.store import Store, validate_study_name
@@ -167,6 +171,7 @@ def _run(name: str, asked: dict[str, Any] | None, *, storage: str, as_json: bool
     interruption.install()
     with Store.open(storage, create=asked is not None) as store:
         settings = _settings(store, name, asked)
+        check_target(settings.target, study=name, named_now="target" in (asked or {}), trust=trust_target)
         with show_progress(name) as shown:
             reporter = InterruptibleReporter(shown, interruption)
             verdict = run_search(store, name, settings, log_folder=log_folder_of(storage, name), reporter=reporter)

@@ -101,7 +101,8 @@ class WorkerProcess:
             ) from None
         with log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "actune.worker"],
+                # -P: the current folder may be a stranger's, and is importable for the target's own code alone.
+                [sys.executable, "-P", "-m", "actune.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
