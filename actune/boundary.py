@@ -157,5 +157,24 @@ def from_json(kind: Any, line: str | bytes) -> Any:
     Raises:
         ValueError: the line is no JSON, or no value of that kind; a number is not finite, or is no 64-bit integer.
     """
+    if not isinstance(line, str | bytes):
+        raise ValueError(f"{shorten(line)} is no text")
     _check_numbers(line)
     return _adapter(kind).validate_json(line)
+
+
+def to_record(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass of plain values from elsewhere, such as a database's row; fields that are records stay as they are.
+
+    Raises:
+        ValueError: a value has another type than its field, is not finite, or is an integer of more than 64 bits.
+    """
+    for name, value in values.items():
+        is_odd = not math.isfinite(value) if isinstance(value, float) else False
+        if is_odd or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+            raise ValueError(f"{name}: {shorten(value)} is no finite number, and no integer of 64 bits")
+    try:
+        record: T = _adapter(kind).validate_python(values)  # type: ignore[arg-type]  # a type is hashable
+    except ValidationError as failure:
+        raise ValueError(explain(failure)) from None
+    return record

@@ -108,10 +108,18 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
-    """One timed step. On a CPU `process_s` is the process's own CPU time; on CUDA both come from CUDA events."""
+    """One timed step. On a CPU `process_s` is the process's own CPU time; on CUDA both come from CUDA events.
+
+    Raises:
+        ValueError: a time is not more than zero: no ratio can be taken of it.
+    """
 
     step_time_s: float
     process_s: float
+
+    def __post_init__(self) -> None:
+        if self.step_time_s <= 0 or self.process_s <= 0:
+            raise ValueError(f"step_time_s {self.step_time_s} and process_s {self.process_s} are no times of a step")
 
 
 @dataclass(frozen=True, slots=True)

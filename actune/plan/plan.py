@@ -13,7 +13,7 @@ from actune.plan.treatment import NO_AC, WHOLE_LAYER, SavedOp, Treatment
 
 CompileMode = Literal["off", "inside", "layer", "model", "off+ops", "inside+ops"]
 COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
-MAX_PATTERNS = 10_000
+MAX_PATTERNS = 4096
 
 
 def misfit(treatment: Treatment, compile: CompileMode) -> str | None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 import sqlalchemy as sa
 
 from actune.predictions import PredictionRecord
-from actune.store.plan_texts import keep_plans
+from actune.store.plan_texts import check_plan, keep_plans
+from actune.store.rows import record_of
 from actune.store.schema import plans, predictions
 
 _PLAIN = ("plan_hash", "preset", "peak_bytes", "step_time_s", "on_frontier")
@@ -43,7 +44,7 @@ def _read(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> list[Pre
         .where(wanted)
     )
     return [
-        PredictionRecord(plan_toml=row.toml, **{name: getattr(row, name) for name in _PLAIN})
+        record_of(PredictionRecord, {"plan_toml": check_plan(row.toml)} | {name: getattr(row, name) for name in _PLAIN})
         for row in connection.execute(query)
     ]
 

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import sqlalchemy as sa
 
-from actune.store.schema import plans
+from actune.errors import PlanError, shorten
+from actune.plan import parse_plan
+from actune.store.schema import plans, unreadable
 
 
 def read_plan(connection: sa.Connection, plan_hash: str) -> str | None:
     """A plan's text; None if there is no plan of that hash."""
-    return connection.execute(sa.select(plans.c.toml).where(plans.c.plan_hash == plan_hash)).scalar()
+    toml = connection.execute(sa.select(plans.c.toml).where(plans.c.plan_hash == plan_hash)).scalar()
+    return None if toml is None else check_plan(toml)
+
+
+@lru_cache(maxsize=4096)  # a search reads its trials again and again
+def check_plan(toml: str) -> str:
+    """A stored plan's text, unchanged.
+
+    Raises:
+        StorageError: it is no plan.
+    """
+    try:
+        if not isinstance(toml, str):
+            raise ValueError(f"{shorten(toml)} is no text")
+        parse_plan(toml, source="it")
+    except (PlanError, ValueError) as error:
+        raise unreadable("plan", ValueError(str(error))) from None
+    return toml
 
 
 def keep_plans(connection: sa.Connection, tomls: Mapping[str, str]) -> None:

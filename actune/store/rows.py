@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from actune.records import Measurement, Outcome, SamplePair, StepSample
-from actune.store.schema import measurements, plans, samples, studies, trials, verdicts
+from actune.boundary import to_record
+from actune.records import Measurement, SamplePair, StepSample
+from actune.store.plan_texts import check_plan
+from actune.store.schema import measurements, plans, samples, studies, trials, unreadable, verdicts
 from actune.store.verdicts import Comparison
 from actune.study_records import StudyRecord, TrialRecord, Verdict
+
+T = TypeVar("T")
 
 STUDY_COLUMNS = tuple(studies.c[field.name] for field in fields(StudyRecord))
 
@@ -29,9 +33,21 @@ _PLAIN_OF_VERDICT = tuple(field.name for field in fields(Verdict) if field.name 
 Pairs = Mapping[int, tuple[SamplePair, ...]]
 
 
+def record_of(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A record from a row's values: SQLite keeps in a column whatever another program writes into it.
+
+    Raises:
+        StorageError: a value is none that the record may have.
+    """
+    try:
+        return to_record(kind, values)
+    except ValueError as error:
+        raise unreadable(kind.__name__, error) from None
+
+
 def study_from_row(row: Any) -> StudyRecord:
     """From a row that has STUDY_COLUMNS."""
-    return StudyRecord(**{column.name: getattr(row, column.name) for column in STUDY_COLUMNS})
+    return record_of(StudyRecord, {column.name: getattr(row, column.name) for column in STUDY_COLUMNS})
 
 
 def measurement_values(measurement: Measurement) -> dict[str, Any]:
@@ -42,7 +58,7 @@ def measurement_values(measurement: Measurement) -> dict[str, Any]:
 def measurement_from_row(row: Any, pairs: Pairs) -> Measurement:
     """From a row that has MEASUREMENT_COLUMNS, and the pairs of all measurements by id."""
     plain = {name: getattr(row, name) for name in _PLAIN_OF_MEASUREMENT}
-    return Measurement(outcome=Outcome(row.outcome), pairs=pairs.get(row.measurement_id, ()), **plain)
+    return record_of(Measurement, {"outcome": row.outcome, "pairs": pairs.get(row.measurement_id, ()), **plain})
 
 
 def sample_values(measurement_id: int, pairs: tuple[SamplePair, ...]) -> list[dict[str, Any]]:
@@ -75,9 +91,9 @@ def read_pairs(connection: sa.Connection, measurement_ids: sa.Select[tuple[int]]
     )
     pairs: dict[int, list[SamplePair]] = defaultdict(list)
     for measurement_id, step_time_s, process_s, reference_step_time_s, reference_process_s in connection.execute(query):
-        pairs[measurement_id].append(
-            SamplePair(StepSample(step_time_s, process_s), StepSample(reference_step_time_s, reference_process_s))
-        )
+        plan = record_of(StepSample, {"step_time_s": step_time_s, "process_s": process_s})
+        reference = record_of(StepSample, {"step_time_s": reference_step_time_s, "process_s": reference_process_s})
+        pairs[measurement_id].append(SamplePair(plan, reference))
     return {measurement_id: tuple(found) for measurement_id, found in pairs.items()}
 
 
@@ -105,11 +121,14 @@ def read_trials(connection: sa.Connection, study_id: int, *, number: int | None 
     )
     pairs = read_pairs(connection, sa.select(trials.c.measurement_id).where(wanted))
     return [
-        TrialRecord(
-            plan_hash=row.plan_hash,
-            plan_toml=row.toml,
-            measurement=measurement_from_row(row, pairs),
-            **{name: getattr(row, name) for name in _PLAIN_OF_TRIAL},
+        record_of(
+            TrialRecord,
+            {
+                "plan_hash": row.plan_hash,
+                "plan_toml": check_plan(row.toml),
+                "measurement": measurement_from_row(row, pairs),
+                **{name: getattr(row, name) for name in _PLAIN_OF_TRIAL},
+            },
         )
         for row in connection.execute(query)
     ]
@@ -129,4 +148,7 @@ def read_verdict(connection: sa.Connection, study_id: int) -> Verdict | None:
         return None
     comparison: Comparison = row.comparison
     plain = {name: getattr(row, name) for name in _PLAIN_OF_VERDICT}
-    return Verdict(**{name: getattr(comparison, name) for name in _OF_COMPARISON}, **plain)
+    for toml in (row.best_toml, *(decided.best_toml for decided in comparison.budgets)):
+        if toml is not None:
+            check_plan(toml)
+    return record_of(Verdict, {name: getattr(comparison, name) for name in _OF_COMPARISON} | plain)

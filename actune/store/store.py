@@ -335,7 +335,7 @@ class Store:
         row = connection.execute(sa.select(studies).where(studies.c.name == name)).one_or_none()
         if row is not None:
             return row
-        names = list(connection.execute(sa.select(studies.c.name).order_by(studies.c.id.desc())).scalars())
+        names = list(map(str, connection.execute(sa.select(studies.c.name).order_by(studies.c.id.desc())).scalars()))
         if not names:
             raise no_studies_yet(self._location)
         near = difflib.get_close_matches(name, names, n=1)
