@@ -293,7 +293,9 @@ class Inputs:
 
 def call(*arguments):
     """A command of the command line in this process: its exit code."""
-    arguments = [str(argument).replace("\0", "") for argument in arguments]  # no process can be given a NUL
+    # No process can be given a NUL, and bytes that are no UTF-8 come as some halves of surrogate pairs.
+    texts = [str(argument).replace("\0", "").replace("\ud800", "\udc80") for argument in arguments]
+    arguments = [text.encode(errors="surrogateescape").decode(errors="surrogateescape") for text in texts]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run(arguments)

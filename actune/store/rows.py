@@ -93,7 +93,7 @@ def read_pairs(connection: sa.Connection, measurement_ids: sa.Select[tuple[int]]
     for measurement_id, step_time_s, process_s, reference_step_time_s, reference_process_s in connection.execute(query):
         plan = record_of(StepSample, {"step_time_s": step_time_s, "process_s": process_s})
         reference = record_of(StepSample, {"step_time_s": reference_step_time_s, "process_s": reference_process_s})
-        pairs[measurement_id].append(SamplePair(plan, reference))
+        pairs[measurement_id].append(record_of(SamplePair, {"plan": plan, "reference": reference}))
     return {measurement_id: tuple(found) for measurement_id, found in pairs.items()}
 
 
