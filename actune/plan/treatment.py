@@ -118,10 +118,10 @@ class Treatment:
                     f'{name}: {value!r} has no effect with policy = "{self.policy}". Remove it; this policy takes: '
                     f"{', '.join(sorted(KNOBS_OF_POLICY[self.policy])) or 'nothing more'}."
                 )
-        self._check_wrap()
         for name in ("wrap", "save_ops", "save", "filter_fqns"):
             if (count := len(getattr(self, name))) > MAX_LIST:
                 raise PlanError(f"{name}: the list has {count} entries. Expected at most {MAX_LIST}.")
+        self._check_wrap()
         if self.save_every_nth_mm < 0:
             raise PlanError(f"save_every_nth_mm: {self.save_every_nth_mm} is negative. Expected 0, 1, 2, …")
         for op_name in self.save_ops:
