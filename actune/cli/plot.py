@@ -79,7 +79,8 @@ def draw_frontier(
     axes.margins(x=0.1)  # room for the last preset's name
     axes.set(title=_plain(title), xlabel=f"peak ({unit})", ylabel=f"step time relative to {_plain(reference)}")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     # The same points make the same file.
     with matplotlib.rc_context({"svg.hashsalt": "actune"}):
         try:

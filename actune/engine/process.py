@@ -131,18 +131,20 @@ class WorkerProcess:
         # Closed here and not in `kill`, which would wait for this thread as long as any process keeps the pipe open.
         with self._process.stdout as replies:
             while line := replies.readline(MAX_REPLY_BYTES + 1):
-                self._hand_on(line)
-                if len(line) > MAX_REPLY_BYTES:
+                if not self._hand_on(line) or len(line) > MAX_REPLY_BYTES:
                     break
         self._hand_on(None)
 
-    def _hand_on(self, line: bytes | None) -> None:
+    def _hand_on(self, line: bytes | None) -> bool:
+        """Waits until the line before was taken; False if nobody will."""
         while True:
             try:
-                return self._lines.put(line, timeout=POLL_S)
+                self._lines.put(line, timeout=POLL_S)
             except queue.Full:
                 if self._is_buried:
-                    return None
+                    return False
+            else:
+                return True
 
     def ask(self, request: Request, *, timeout_s: float) -> Reply:
         """Sends a request and waits for its reply.
