@@ -86,10 +86,11 @@ def _package_checks() -> list[dict[str, Any]]:
 
 def _check_storage(storage: str) -> dict[str, Any]:
     from actune.store import Store
+    from actune.store.location import parse_location  # whose label holds no password
 
     try:
         with Store.open(storage, create=False) as store:
-            return _check("storage", True, f"{len(store.studies())} studies at {storage}")
+            return _check("storage", True, f"{len(store.studies())} studies at {parse_location(storage).label}")
     except ActuneError as error:
         # A database that is not there yet is no fault: search creates it.
         return _check("storage", error.exit_code == 2, str(error))

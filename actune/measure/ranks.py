@@ -106,7 +106,7 @@ class Ranks:
 
 
 class _Values(pickle.Unpickler):
-    """Reads plain values and actune's own alone: who reaches the port of the store is not to run code by its content."""
+    """Reads plain values and actune's own alone: who reaches the store's port is not to run code by its content."""
 
     def find_class(self, module: str, name: str) -> Any:
         """The class of a value of actune's.

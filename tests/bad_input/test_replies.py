@@ -11,7 +11,7 @@ import pytest
 from actune.boundary import to_json
 from actune.engine import process
 from actune.engine.process import WorkerDiedError, WorkerProcess
-from actune.records import Failed, GradientReport, LoadTarget
+from actune.records import CompareGradients, Failed, GradientReport, LoadTarget
 from actune.worker import _answer_all
 
 REQUEST = LoadTarget("dense-tiny", "cpu", 0)
@@ -75,6 +75,16 @@ def test_lines_without_an_end_stay_in_the_pipe(worker) -> None:
     asked.kill()
     asked._reader.join(timeout=30)
     assert not asked._reader.is_alive()
+
+
+def test_folder_of_a_stranger_has_no_say_in_the_imports_of_a_worker(tmp_path: Path, monkeypatch) -> None:
+    for name in ("pydantic", "torch"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    asked = WorkerProcess(tmp_path / "logs" / "worker.log", {})
+    with pytest.raises(WorkerDiedError, match="'gradients' came before 'load'"):
+        asked.ask(CompareGradients("", ""), timeout_s=120)
+    assert not (tmp_path / "ran").exists()
 
 
 class StopError(Exception):
