@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -14,9 +16,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from actune.errors import UsageError
+from actune.errors import UsageError, cut
+from actune.errors import shorten as shorten
 
 T = TypeVar("T")
+
+MAX_DEPTH = 64
+
+# What may be a number that no record may hold. Most lines have none, and pydantic reads JSON far faster than Python.
+_ODD_NUMBER = re.compile(rb"NaN|Infinity|(?<![\d.])\d{19}|\d[eE]\+?0*[1-9]\d\d")
 
 
 class OutsideModel(BaseModel):
@@ -38,7 +46,7 @@ def unknown_key_message(key: str, known: Mapping[str, Any]) -> str:
     """`unknown key 'x'`, with the nearest known key if one is near, and all that are known."""
     near = difflib.get_close_matches(key, known, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"unknown key '{key}'.{hint} Known keys: {', '.join(known)}"
+    return f"unknown key {shorten(key)}.{hint} Known keys: {', '.join(known)}"
 
 
 @lru_cache(maxsize=64)
@@ -76,21 +84,35 @@ def take_schema(data: dict[str, Any], *, source: str, error: type[UsageError] = 
         raise error(f"{source}: schema: {shorten(schema)} is not a version that this actune reads. Expected schema 1.")
 
 
+def check_plain(data: Any, *, source: str, error: type[UsageError] = UsageError) -> None:
+    """Checks what a parser returned of a file: whole numbers are of 64 bits, and nothing is nested without end.
+
+    Python's numbers have no end, and what computes with them or shows them may take as long.
+
+    Raises:
+        UsageError: (or `error`) a number is out of range, or lists and tables are nested too deeply.
+    """
+    todo = [(data, 0)]
+    while todo:
+        value, depth = todo.pop()
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise error(f"{source} has a whole number of {value.bit_length()} bits. Expected at most 64 bits.")
+        if isinstance(value, dict | list):
+            if depth == MAX_DEPTH:
+                raise error(f"{source} is nested too deeply. Expected at most {MAX_DEPTH} levels.")
+            children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            todo.extend((child, depth + 1) for child in children)
+
+
 def explain(failure: ValidationError) -> str:
     """The first three problems as `key: what is wrong (got value)`."""
     problems = []
-    for item in failure.errors()[:3]:
-        where = ".".join(str(part + 1) if isinstance(part, int) else part for part in item["loc"])
+    for item in failure.errors(include_url=False)[:3]:
+        where = ".".join(str(part + 1) if isinstance(part, int) else cut(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         got = "" if item["type"] in ("value_error", "missing") else f" (got {shorten(item['input'])})"
         problems.append(f"{where}: {message}{got}" if where else f"{message}{got}")
     return "; ".join(problems) + "."
-
-
-def shorten(value: Any, limit: int = 80) -> str:
-    """The value's repr, cut to a length that fits a message."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def to_json(value: Any) -> str:
@@ -98,6 +120,31 @@ def to_json(value: Any) -> str:
     text = json.dumps(asdict(value), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     # Half a surrogate pair, which stands for a byte of a file's name that is no UTF-8, can't be read back or stored.
     return text.encode(errors="replace").decode()
+
+
+def _check_numbers(line: str | bytes) -> None:
+    """Raises ValueError for a number that `to_json` never writes; pydantic takes NaN and integers of any size."""
+    content = line.encode(errors="surrogatepass") if isinstance(line, str) else line
+    if _ODD_NUMBER.search(content) is None:
+        return
+    try:
+        json.loads(content, parse_constant=_refuse_number, parse_int=_integer, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse_number(text: str) -> None:
+    raise ValueError(f"{cut(text)} is no finite number, and no integer of 64 bits")
+
+
+def _integer(text: str) -> None:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+        _refuse_number(text)
+
+
+def _finite(text: str) -> None:
+    if not math.isfinite(float(text)):
+        _refuse_number(text)
 
 
 def from_json(kind: Any, line: str | bytes) -> Any:
@@ -108,6 +155,26 @@ def from_json(kind: Any, line: str | bytes) -> Any:
         line: JSON.
 
     Raises:
-        ValueError: the line is no JSON, or no value of that kind.
+        ValueError: the line is no JSON, or no value of that kind; a number is not finite, or is no 64-bit integer.
     """
+    if not isinstance(line, str | bytes):
+        raise ValueError(f"{shorten(line)} is no text")
+    _check_numbers(line)
     return _adapter(kind).validate_json(line)
+
+
+def to_record(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass of plain values from elsewhere, such as a database's row; fields that are records stay as they are.
+
+    Raises:
+        ValueError: a value has another type than its field, is not finite, or is an integer of more than 64 bits.
+    """
+    for name, value in values.items():
+        is_odd = not math.isfinite(value) if isinstance(value, float) else False
+        if is_odd or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+            raise ValueError(f"{name}: {shorten(value)} is no finite number, and no integer of 64 bits")
+    try:
+        record: T = _adapter(kind).validate_python(values)  # type: ignore[arg-type]  # a type is hashable
+    except ValidationError as failure:
+        raise ValueError(explain(failure)) from None
+    return record

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from actune.boundary import OutsideModel, take_schema, validate
+from actune import files
+from actune.boundary import OutsideModel, check_plain, take_schema, validate
 from actune.errors import PlanError, UsageError
 from actune.plan import COMPILE_MODES, CompileMode, PolicyName, Treatment
 from actune.plan.patterns import LayerPattern
@@ -17,7 +19,8 @@ from actune.plan.presets import is_preset
 from actune.plan.text import treatment_from_knobs
 from actune.records import ModelStructure
 
-MAX_YAML_BYTES = 2**20
+MAX_YAML_BYTES = 2**18
+MAX_YAML_VALUES = 100_000
 MAX_TREATMENTS = 1000
 AUTO_SPACE = "auto"
 LAYER = "layer"
@@ -133,6 +136,8 @@ def parse_space(text: str, *, name: str) -> Space:
         UsageError: the text is no space; the message names the key and its value.
     """
     source = f"space '{name}'"
+    if len(text) > MAX_YAML_BYTES:
+        raise UsageError(f"{source} has {len(text)} characters; at most {MAX_YAML_BYTES} are read.")
     table = _read_yaml(text, source=source)
     take_schema(table, source=source)
     file = validate(_SpaceFile, table, source=source)
@@ -214,7 +219,34 @@ def _entry(row: _MenuTable, knobs: dict[str, Any], layers: tuple[str, ...], sour
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain values, and takes no key twice, of which YAML's readers silently keep the last."""
+    """Reads plain values, and takes no key twice, of which YAML's readers silently keep the last.
+
+    Aliases are counted as what they stand for: a few lines of aliases of aliases can stand for more values than there
+    is memory.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._values_within: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
+        if node is None:
+            return None
+        if is_alias and node not in self._values_within:
+            raise yaml.MarkedYAMLError(problem="an alias stands within what it stands for", problem_mark=mark)
+        if not is_alias:
+            children = [] if isinstance(node, yaml.ScalarNode) else node.value
+            if isinstance(node, yaml.MappingNode):
+                children = [child for pair in children for child in pair]
+            self._values_within[node] = 1 + sum(self._values_within[child] for child in children)
+            if self._values_within[node] > MAX_YAML_VALUES:
+                raise yaml.MarkedYAMLError(
+                    problem=f"more than {MAX_YAML_VALUES} values, aliases being what they stand for", problem_mark=mark
+                )
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -230,15 +262,16 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(text: str, *, source: str) -> dict[str, Any]:
     try:
-        table = yaml.load(text, _Loader)
+        table = _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise UsageError(f"{source} is not YAML: {getattr(error, 'problem', None) or error}{where}.") from None
-    except (ValueError, RecursionError) as error:  # a date or a number that is none; lists in lists in lists …
+    except (ValueError, OverflowError, RecursionError) as error:  # a date or a number that is none; lists in lists …
         raise UsageError(f"{source} has a value that can't be read: {error}. Put text in quotes.") from None
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
         raise UsageError(f"{source} is no table of keys. Expected lines such as `key: value`.")
+    check_plain(table, source=source)
     return table
 
 
@@ -248,14 +281,7 @@ def read_text(path: Path, *, what: str) -> str:
     Raises:
         UsageError: it is not there, not readable, too large, or no UTF-8 text.
     """
-    try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise UsageError(f"{what} {path} has {path.stat().st_size} bytes; at most {MAX_YAML_BYTES} are read.")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{what} {path} can't be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{what} {path} is not UTF-8 text.") from None
+    return files.read_text(path, what=what, max_bytes=MAX_YAML_BYTES)
 
 
 def shipped_spaces() -> dict[str, Path]:
@@ -276,7 +302,7 @@ def load_space(name_or_path: str) -> Space:
     path = shipped.get(name_or_path)
     if path is None:
         path = Path(name_or_path)
-        if not path.is_file():
+        if not os.path.exists(path):  # unlike Path's, it takes names that can't be a file's
             raise UsageError(
                 f"space '{name_or_path}' is neither a file nor one that comes with actune: {', '.join(shipped)}."
             )

@@ -67,9 +67,17 @@ class StorageError(ActuneError):
     exit_code = 5
 
 
+def shorten(value: object, limit: int = 80) -> str:
+    """The value's repr, cut to a length that fits a message."""
+    return cut(repr(value), limit)
+
+
+def cut(text: str, limit: int = 80) -> str:
+    """The text, cut to that many characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def describe_error(error: BaseException, limit: int = 300) -> str:
     """Any exception in one line: its type, and its message if there is one."""
-    text = " ".join(str(error).split())
-    if len(text) > limit:
-        text = text[: limit - 1] + "…"
+    text = cut(" ".join(str(error).split()), limit)
     return f"{type(error).__name__}: {text}".removesuffix(": ")

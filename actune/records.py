@@ -59,10 +59,21 @@ class ModelStructure:
     Attributes:
         layer_fqns: every layer of every stack, in the model's order.
         classes: in order of their first layer; each layer is in one.
+
+    Raises:
+        ValueError: a layer stands twice, or a class has none or others.
     """
 
     layer_fqns: tuple[str, ...]
     classes: tuple[LayerClass, ...]
+
+    def __post_init__(self) -> None:
+        known = set(self.layer_fqns)
+        if len(known) < len(self.layer_fqns):
+            raise ValueError("layer_fqns: a layer stands twice")
+        for one in self.classes:
+            if not one.layer_fqns or not known.issuperset(one.layer_fqns):
+                raise ValueError(f"classes: {one.name} has no layer, or one that is not the model's")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +127,19 @@ class StepSample:
 
 @dataclass(frozen=True, slots=True)
 class SamplePair:
-    """A step of the plan beside one of the reference, one after the other, so that the machine's drift cancels."""
+    """A step of the plan beside one of the reference, one after the other, so that the machine's drift cancels.
+
+    Raises:
+        ValueError: a time is not more than zero: no ratio can be taken of it.
+    """
 
     plan: StepSample
     reference: StepSample
+
+    def __post_init__(self) -> None:
+        for sample in (self.plan, self.reference):
+            if not (sample.step_time_s > 0 and sample.process_s > 0):
+                raise ValueError(f"{sample} has a time that is not more than zero")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from actune.records import Environment, GradientReport, Measurement, Outcome, StepSample, TargetInfo
+from actune.units import MAX_DURATION_S
+
+_MOST = {
+    "trials": 100_000,
+    "workers": 64,
+    "world_size": 2**20,
+    "nproc_per_node": 64,
+    "timed_pairs": 1000,
+    "verdict_rounds": 1000,
+}
 
 
 class StopReason(StrEnum):
@@ -37,6 +47,10 @@ class StudySettings:
         devices: the cards that workers get, such as `cuda:0`; all visible ones if none is named.
         engine: where workers run, `local` or `ray`; studies from before it ran on one machine.
         address: of a Ray cluster, None for the one that Ray finds.
+
+    Raises:
+        ValueError: a number is out of the range that the command line has for it. Settings may come from a stranger's
+            database, which is not to start a thousand processes.
     """
 
     target: str
@@ -59,6 +73,15 @@ class StudySettings:
     devices: tuple[str, ...] = ()
     engine: str = "local"
     address: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: {getattr(self, name)} is out of range. Expected 1 to {most}.")
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance: {self.tolerance} is no share below 1.")
+        if not 0 < self.trial_timeout_s <= MAX_DURATION_S:
+            raise ValueError(f"trial_timeout_s: {self.trial_timeout_s} is out of range.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +145,9 @@ class VerdictEntry:
         relative_step_time: median over the rounds of its step time over the reference's in the same round.
         relative_low: lower end of the median's 95% confidence interval.
         relative_high: upper end.
+
+    Raises:
+        ValueError: the ratio is not more than zero.
     """
 
     plan_hash: str
@@ -131,6 +157,10 @@ class VerdictEntry:
     relative_step_time: float
     relative_low: float
     relative_high: float
+
+    def __post_init__(self) -> None:
+        if not self.relative_step_time > 0:
+            raise ValueError(f"relative_step_time: {self.relative_step_time} is no ratio of times")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import keyword
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -108,9 +108,10 @@ class TargetSpec:
             )
 
     def _check_file(self, what: str) -> None:
-        path = Path(self.location)
-        if not path.is_file():
-            wrong = "is a folder" if path.is_dir() else "does not exist"
+        if not os.path.isfile(self.location):  # unlike Path's, it takes names that can't be a file's
+            wrong = "does not exist"
+            if os.path.exists(self.location):
+                wrong = "is a folder" if os.path.isdir(self.location) else "is no regular file"
             raise UsageError(
                 f"target '{self.text}': '{self.location}' {wrong}. Expected the path of {what}, absolute or from the "
                 "current folder."

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-from actune.errors import UsageError
+from actune.errors import UsageError, shorten
 
 _BYTES_PER_UNIT = {
     "B": 1,
@@ -19,12 +19,16 @@ _BYTES_PER_UNIT = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+MAX_BUDGETS = 64
 MAX_BYTES = 2**63  # what databases take for an integer
 _SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
-_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
+MAX_DURATION_S = 1e9
+_MAX_LENGTH = 1000  # of a text: Python's numbers have no end, and take their time
+
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
+_PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd])")
 
 
 def _size_bytes(text: str) -> int | None:
@@ -58,6 +62,8 @@ class Budget:
         Raises:
             UsageError: the text is neither a size nor a percentage, or is out of range.
         """
+        if len(text) > _MAX_LENGTH:
+            raise UsageError(f"budget {shorten(text)} has {len(text)} characters. Expected a size such as 70GB.")
         percent = _PERCENT.fullmatch(text)
         if percent is not None:
             return cls(text.strip(), None, float(percent[1]) / 100)
@@ -74,9 +80,12 @@ class Budget:
         """One budget, or several with commas between them; raises as `parse`, and:
 
         Raises:
-            UsageError: one of them stands twice.
+            UsageError: one of them stands twice, or there are more than MAX_BUDGETS.
         """
-        budgets = tuple(cls.parse(part) for part in text.split(","))
+        parts = text.split(",")
+        if len(parts) > MAX_BUDGETS:
+            raise UsageError(f"{len(parts)} budgets are more than a search takes. Expected at most {MAX_BUDGETS}.")
+        budgets = tuple(cls.parse(part) for part in parts)
         if len(set(budgets)) < len(budgets):
             raise UsageError(f"budget '{text}' names one of them twice. Name each once.")
         return budgets
@@ -102,9 +111,11 @@ def parse_duration_s(text: str) -> float:
     """Seconds of a duration such as `90s`, `15m`, `1h30m`, or of a bare number of seconds.
 
     Raises:
-        UsageError: the text is no duration, or not more than zero.
+        UsageError: the text is no duration, not more than zero, or more than MAX_DURATION_S.
     """
     compact = text.replace(" ", "")
+    if len(compact) > _MAX_LENGTH:
+        raise UsageError(f"{shorten(text)} is not a duration. Expected a number and a unit, such as 90s or 1h30m.")
     try:
         duration_s = float(compact)
     except ValueError:
@@ -114,8 +125,8 @@ def parse_duration_s(text: str) -> float:
                 f"'{text}' is not a duration. Expected a number and a unit, such as 90s, 15m, 2h or 1h30m."
             ) from None
         duration_s = sum(float(number) * _SECONDS_PER_UNIT[unit] for number, unit in parts)
-    if not 0 < duration_s < float("inf"):
-        raise UsageError(f"'{text}' is not a duration: it must be more than zero and finite.")
+    if not 0 < duration_s <= MAX_DURATION_S:
+        raise UsageError(f"'{text}' is not a duration: it must be more than zero, and at most {MAX_DURATION_S:g} s.")
     return duration_s
 
 

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "actune"
 # Each room may import itself and what its line names. `values` are the plain modules at the top.
 VALUES = {
     "errors",
+    "files",
     "units",
     "boundary",
     "tomldoc",

@@ -23,6 +23,7 @@ from actune.cli.profile import profile
 from actune.cli.search import resume, search
 from actune.cli.studies import export, show, studies
 from actune.cli.surroundings import doctor, spaces, targets
+from actune.cli.terminal import say
 from actune.errors import ActuneError
 
 
@@ -57,10 +58,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except ActuneError as error:
-        click.echo(f"actune: {error}", err=True)
+        say(f"actune: {error}")
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo(MESSAGE, err=True)
+        say(MESSAGE)
         return INTERRUPTED
     except (BrokenPipeError, SystemExit):
         # The reader of our output has gone, as in `actune show … | head`, which click and rich make a SystemExit of.
@@ -71,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _internal_error(error)
-        click.echo("actune: can't write: the disk or your quota is full. Free some space and run it again.", err=True)
+        say("actune: can't write: the disk or your quota is full. Free some space and run it again.")
         return 1
     except Exception as error:
         return _internal_error(error)
@@ -79,10 +80,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _internal_error(error: Exception) -> int:
     path = _keep_traceback()
-    click.echo(
+    say(
         f"actune: internal error: {type(error).__name__}: {error}. This is a bug in actune; please report it with "
-        f"{path}.",
-        err=True,
+        f"{path}."
     )
     return 1
 

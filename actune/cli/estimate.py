@@ -10,6 +10,7 @@ import click
 from actune.cli.loading import load_options, loaded_target
 from actune.cli.options import echo_json, json_option, target_help
 from actune.cli.plans import check_plan_names, plan_help, plans_for
+from actune.cli.terminal import say
 from actune.errors import PlanError
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def estimate(target: str, names: tuple[str, ...], as_json: bool, **load: Any) ->
         structure = session.loaded.target.structure
         plans = plans_for(names, structure)
         outlook = Outlook(structure, session.engine.profile)
-        click.echo(f"profiling what {len(plans)} plans do to the layers", err=True)
+        say(f"profiling what {len(plans)} plans do to the layers")
         predictions = _predict_all(outlook, plans)
-        click.echo(f"learned from {outlook.steps_run} steps", err=True)
+        say(f"learned from {outlook.steps_run} steps")
     document = {
         "target": target,
         "device": load["device"],

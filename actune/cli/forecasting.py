@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import click
-
 from actune.cli.loading import loaded_target
+from actune.cli.terminal import say
 from actune.config import Space, load_space, space_for
 from actune.errors import InfeasibleError
 from actune.plan import Plan
@@ -41,12 +40,12 @@ def target_frontier(
         space = given or _space_for(structure)
         model_space = ModelSpace(space, structure)
         forecast = Forecast(session.engine, structure, model_space)
-        click.echo(f"profiling the layers under the treatments of space '{space.name}'", err=True)
+        say(f"profiling the layers under the treatments of space '{space.name}'")
         forecast.outlook.learn_plans(model_space.presets.values())
         records = tuple(_records(forecast, model_space.presets, points))
-        click.echo(f"learned from {forecast.outlook.steps_run} steps", err=True)
+        say(f"learned from {forecast.outlook.steps_run} steps")
         for mode, why in forecast.left_out.items():
-            click.echo(f"plans with compile = {mode} are not in the frontier: {why}", err=True)
+            say(f"plans with compile = {mode} are not in the frontier: {why}")
         found = [_best(forecast, budget) for budget in budgets]
     reference = _reference(records)
     return {

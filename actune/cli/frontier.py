@@ -12,7 +12,9 @@ from click.core import ParameterSource
 from actune.cli.loading import load_options
 from actune.cli.options import BudgetType, echo_json, json_option, storage_option, target_help
 from actune.cli.reading import without_collecting
+from actune.cli.terminal import say
 from actune.errors import InfeasibleError, UsageError
+from actune.files import write_whole
 from actune.units import format_bytes
 
 DEFAULT_POINTS = 200
@@ -126,15 +128,15 @@ def _draw(document: dict[str, Any], path: Path) -> None:
         budgets_bytes=document.get("budgets_bytes", of_target),
         device_bytes=document.get("device_total_bytes"),
     )
-    click.echo(f"wrote {path}", err=True)
+    say(f"wrote {path}")
 
 
 def _write(plan_toml: str, path: Path) -> None:
     try:
-        path.write_text(plan_toml, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"-o {path} can't be written: {error.strerror}.") from None
-    click.echo(f"wrote {path}", err=True)
+        write_whole(path, plan_toml.encode())
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that go in a circle
+        raise UsageError(f"-o {path} can't be written: {getattr(error, 'strerror', None) or error}.") from None
+    say(f"wrote {path}")
 
 
 def _check_found(document: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from actune.cli.options import (
     scratch_log_folder,
     world_size_help,
 )
+from actune.cli.terminal import say
 from actune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def loaded_target(
         scratch_log_folder(command) as log_folder,
         LocalEngine(load, workers=1, timeout_s=trial_timeout, log_folder=log_folder) as engine,
     ):
-        click.echo(f"loading {target} on {device}", err=True)
+        say(f"loading {target} on {device}")
         yield Session(engine, engine.load(), log_folder)
 
 

@@ -9,6 +9,7 @@ import click
 from actune.cli.loading import load_options, loaded_target
 from actune.cli.options import echo_json, json_option, target_help
 from actune.cli.plans import check_plan_names, plan_help, plans_for
+from actune.cli.terminal import say
 from actune.errors import PlanError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def measure(target: str, names: tuple[str, ...], rounds: int, as_json: bool, **l
             )
     for entry, measurement in entries:
         if measurement.message:
-            click.echo(f"{entry['plan']}: {measurement.outcome}: {measurement.message}", err=True)
+            say(f"{entry['plan']}: {measurement.outcome}: {measurement.message}")
     document = {"target": target, "device": load["device"], "plans": [entry for entry, _ in entries]}
     if as_json:
         echo_json(document)
@@ -67,7 +68,7 @@ def _measure_all(
     tomls = [dump_plan(plan, with_provenance=False) for _, plan in plans]
     measurements = []
     for (name, _), toml in zip(plans, tomls, strict=True):
-        click.echo(f"measuring the peak of {name}", err=True)
+        say(f"measuring the peak of {name}")
         try:
             measurements.append(engine.measure(MeasurePlan(toml, None, None, timed_pairs=0)))
         except PlanError as error:
@@ -75,7 +76,7 @@ def _measure_all(
     ran = [index for index, measurement in enumerate(measurements) if measurement.outcome is Outcome.OK]
     samples = {}
     if ran:
-        click.echo(f"timing {len(ran)} plans in {rounds} interleaved rounds", err=True)
+        say(f"timing {len(ran)} plans in {rounds} interleaved rounds")
         timed = engine.measure_rounds(MeasureRounds(tuple(tomls[index] for index in ran), rounds))
         samples = dict(zip(ran, timed.samples, strict=True))
     clock = clock_of(loaded.environment)
@@ -95,5 +96,5 @@ def _measure_all(
         entry |= compiled_part(measurement)
         entries.append((entry, measurement))
         for warning in compile_warnings(entry, plan):
-            click.echo(f"{name}: {warning}", err=True)
+            say(f"{name}: {warning}")
     return entries

@@ -101,6 +101,11 @@ json_option = click.option(
 wait_option = click.option(
     "--wait", is_flag=True, help="If another process works on the study, wait until it is done, and go on from there."
 )
+trust_target_option = click.option(
+    "--trust-target",
+    is_flag=True,
+    help="Go on although the study names code of a target that you have not named before, or that has changed since.",
+)
 device_help = "cpu, cuda, cuda:N, or a simulated one, such as sim:h100."
 MAX_WORLD_SIZE = 2**20
 MAX_NPROC = 64

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actune.errors import PlanError, UsageError
@@ -31,7 +31,7 @@ def check_plan_names(names: Iterable[str]) -> None:
     for name in names:
         if is_preset(name):
             continue
-        if not Path(name).exists():
+        if not os.path.exists(name):  # unlike Path's, it takes names that can't be a file's
             near = difflib.get_close_matches(name, PRESETS, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise UsageError(f"plan '{name}' is neither a file nor a preset.{hint} Presets: {', '.join(PRESETS)}.")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actune.cli.terminal import printable
 from actune.errors import UsageError
+from actune.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +31,7 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"--plot {path}: '{path.suffix}' is not drawn. Expected a name that ends in .png or .svg.")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UsageError(f"--plot {path}: the folder {path.parent} does not exist. Create it, or name another.")
     try:
         import matplotlib  # noqa: F401
@@ -73,15 +77,19 @@ def draw_frontier(
     if device_bytes is not None and highest_bytes > 0.9 * device_bytes:
         axes.axvline(device_bytes / per_unit, color="gray", linestyle=":", label="the device's memory")
     axes.margins(x=0.1)  # room for the last preset's name
-    axes.set(title=title, xlabel=f"peak ({unit})", ylabel=f"step time relative to {reference}")
+    axes.set(title=_plain(title), xlabel=f"peak ({unit})", ylabel=f"step time relative to {_plain(reference)}")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     # The same points make the same file.
     with matplotlib.rc_context({"svg.hashsalt": "actune"}):
         try:
-            figure.savefig(path, dpi=_DPI, metadata={"Date": None} if path.suffix == ".svg" else None)
-        except OSError as error:
-            raise UsageError(f"--plot {path} can't be written: {error.strerror or error}.") from None
+            picture = io.BytesIO()
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=_DPI, metadata=metadata)
+            write_whole(path, picture.getvalue())
+        except (OSError, RuntimeError) as error:  # RuntimeError: links that go in a circle
+            raise UsageError(f"--plot {path} can't be written: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def _draw_predicted(axes: Axes, points: Sequence[Point], per_unit: int) -> None:
@@ -98,7 +106,7 @@ def _draw_predicted(axes: Axes, points: Sequence[Point], per_unit: int) -> None:
     for name, (x, y) in presets:
         at_one_place.setdefault((round(x, 2), round(y, 3)), []).append(name)
     for where, names in at_one_place.items():
-        axes.annotate(", ".join(names), where, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(_plain(", ".join(names)), where, xytext=(5, 4), textcoords="offset points", fontsize=8)
 
 
 def _draw_measured(axes: Axes, points: Sequence[Point], per_unit: int) -> None:
@@ -109,6 +117,11 @@ def _draw_measured(axes: Axes, points: Sequence[Point], per_unit: int) -> None:
     frontier = [where for p in points if p["on_frontier"] in ("measured", "both") and (where := place(p))]
     if frontier:
         axes.plot(*zip(*sorted(frontier), strict=True), color="tab:orange", alpha=0.6, label="measured frontier")
+
+
+def _plain(text: str) -> str:
+    """A name as it is: matplotlib takes what stands between dollars for a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def _place(peak: str, ratio: str, per_unit: int) -> Callable[[Point], tuple[float, float] | None]:

@@ -9,6 +9,7 @@ import click
 
 from actune.cli.loading import load_options, loaded_target
 from actune.cli.options import echo_json, json_option, target_help
+from actune.cli.terminal import say
 
 if TYPE_CHECKING:
     from actune.engine import LocalEngine
@@ -43,7 +44,7 @@ def profile(
     with loaded_target("profile", target=target, **load) as session:
         structure = session.loaded.target.structure
         names = ", ".join(layer_class.name for layer_class in structure.classes)
-        click.echo(f"tracing a layer of each class: {names}", err=True)
+        say(f"tracing a layer of each class: {names}")
         traced = trace_classes(structure, session.engine.trace_layers, batches=batches)
         compiled = _compiled_entries(session.engine, structure) if with_compile else None
     document = {
@@ -91,7 +92,7 @@ def _compiled_entries(engine: LocalEngine, structure: ModelStructure) -> list[di
 
     entries = []
     for preset in _WRAPPERS:
-        click.echo(f"compiling the layers under {preset}", err=True)
+        say(f"compiling the layers under {preset}")
         plan = replace(preset_plan(preset, structure), compile="layer")
         try:
             measurement = engine.measure(MeasurePlan(dump_plan(plan), None, None, timed_pairs=0))

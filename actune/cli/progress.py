@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import mean
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from actune.cli.console import TextConsole
 from actune.records import Outcome
 from actune.report import outcome_under
 from actune.search import Progress as SearchProgress
@@ -20,7 +20,7 @@ from actune.units import format_bytes, format_duration
 @contextmanager
 def show_progress(study: str) -> Iterator[Reporter]:
     """A reporter that shows what it hears until the block ends."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = TextConsole(stderr=True, soft_wrap=True)
     if not console.is_terminal:
         yield _Lines(study, console)
         return
@@ -39,17 +39,17 @@ def show_progress(study: str) -> Iterator[Reporter]:
 class _Lines:
     """One line for each stage and each trial."""
 
-    def __init__(self, study: str, console: Console) -> None:
+    def __init__(self, study: str, console: TextConsole) -> None:
         self._study = study
         self._console = console
 
     def stage(self, text: str) -> None:
         """A line."""
-        self._console.print(f"{self._study}: {text}", markup=False)
+        self._console.print(f"{self._study}: {text}")
 
     def trial_finished(self, progress: SearchProgress) -> None:
         """The trial, the best so far, and the time left."""
-        self._console.print(f"{self._study}: {trial_line(progress)}; {best_line(progress)}", markup=False)
+        self._console.print(f"{self._study}: {trial_line(progress)}; {best_line(progress)}")
 
 
 class _Display:
@@ -61,11 +61,11 @@ class _Display:
 
     def stage(self, text: str) -> None:
         """A line above the bar."""
-        self._bar.console.print(text, markup=False)
+        self._bar.console.print(text)
 
     def trial_finished(self, progress: SearchProgress) -> None:
         """A line above the bar, and the bar moved on."""
-        self._bar.console.print(trial_line(progress), markup=False)
+        self._bar.console.print(trial_line(progress))
         self._bar.update(self._task, total=progress.total, completed=len(progress.trials), best=best_line(progress))
 
 

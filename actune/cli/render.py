@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from actune.cli.console import TextConsole
 from actune.cli.shown_trials import left_out_line, shown_trials
 from actune.plan import parse_plan
 from actune.report import short_fqns
 from actune.units import format_bytes, format_duration
 
 
-def open_console() -> Console:
+def open_console() -> TextConsole:
     """Stdout; wide where it is no terminal, so that nothing is cut."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=160)
-    return console
+    console = TextConsole()
+    return console if console.is_terminal else TextConsole(width=160)
 
 
 def format_measured_peak(entry: dict[str, Any]) -> str:
@@ -157,7 +155,7 @@ def render_study(document: dict[str, Any], *, with_all: bool = False) -> None:
     )
 
 
-def _render_without_best(console: Console, document: dict[str, Any]) -> None:
+def _render_without_best(console: TextConsole, document: dict[str, Any]) -> None:
     console.print()
     if document["finished"]:
         console.print("no best plan")

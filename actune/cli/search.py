@@ -26,6 +26,7 @@ from actune.cli.options import (
     nproc_help,
     storage_option,
     target_help,
+    trust_target_option,
     wait_option,
     world_size_help,
 )
@@ -121,8 +122,11 @@ VERDICT_ROUNDS = 9
 @click.option("--sampler", metavar="NAME", help="thompson, tpe, random, gp or per-layer. Default: thompson.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the model, its data and the sampler. Default: 0.")
 @wait_option
+@trust_target_option
 @json_option
-def search(study_file: Path | None, storage: str, wait: bool, as_json: bool, **options: Any) -> None:
+def search(
+    study_file: Path | None, storage: str, wait: bool, trust_target: bool, as_json: bool, **options: Any
+) -> None:
     """Find the best plan for a target under a budget.
 
     Options given here go before those in STUDY.yaml. With a study that exists, the search goes on from where it is.
@@ -140,17 +144,18 @@ def search(study_file: Path | None, storage: str, wait: bool, as_json: bool, **o
         workers = max(1, len(asked["devices"]) // asked.get("nproc_per_node", 1))
         asked = {"device": "cuda", "workers": workers} | asked
     study = asked.pop("study", None) or _name_for(asked)
-    _run(study, asked, storage=storage, wait=wait, as_json=as_json)
+    _run(study, asked, storage=storage, wait=wait, trust_target=trust_target, as_json=as_json)
 
 
 @click.command()
 @click.argument("name")
 @storage_option
 @wait_option
+@trust_target_option
 @json_option
-def resume(name: str, storage: str, wait: bool, as_json: bool) -> None:
+def resume(name: str, storage: str, wait: bool, trust_target: bool, as_json: bool) -> None:
     """Go on with a study, with what it was started with."""
-    _run(name, None, storage=storage, wait=wait, as_json=as_json)
+    _run(name, None, storage=storage, wait=wait, trust_target=trust_target, as_json=as_json)
 
 
 def _parsed(values: dict[str, Any], *, source: str) -> dict[str, Any]:
@@ -178,10 +183,13 @@ def _name_for(asked: dict[str, Any]) -> str:
     return slug.strip("-")[:100]
 
 
-def _run(name: str, asked: dict[str, Any] | None, *, storage: str, wait: bool, as_json: bool) -> None:
+def _run(
+    name: str, asked: dict[str, Any] | None, *, storage: str, wait: bool, trust_target: bool, as_json: bool
+) -> None:
     from actune.cli.interruption import InterruptibleReporter, Interruption
     from actune.cli.progress import show_progress
     from actune.cli.render import render_study
+    from actune.cli.trust import check_target
     from actune.cli.waiting import Patience
     from actune.report import study_document
     from actune.search import run_search
@@ -193,7 +201,8 @@ def _run(name: str, asked: dict[str, Any] | None, *, storage: str, wait: bool, a
     interruption = Interruption()
     interruption.install()
     with Store.open(storage, create=asked is not None) as store:
-        _settings(store, name, asked)  # what is wrong with them is said before a wait, not after it
+        settings = _settings(store, name, asked)  # what is wrong with them is said before a wait, not after it
+        check_target(settings.target, study=name, named_now="target" in (asked or {}), trust=trust_target)
         with show_progress(name) as shown:
             reporter = InterruptibleReporter(shown, interruption)
             verdict = run_search(

@@ -9,6 +9,7 @@ import click
 
 from actune.cli.options import echo_json, json_option, storage_option
 from actune.cli.reading import without_collecting
+from actune.cli.terminal import put, say
 from actune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -124,14 +125,14 @@ def export(
         name=name,
     )
     for line in exported.lost:
-        click.echo(f"lost: {line}", err=True)
+        say(f"lost: {line}")
     path = into if output is None else _output_path(output)
     if path is None and len(exported.files) > 1 and not as_json:
         names = ", ".join(file_name for file_name, _ in exported.files)
         raise UsageError(f"--format {format_} makes {len(exported.files)} files here ({names}). Name a place by -o.")
     written = [] if path is None else write_export(exported, path)
     for file_path in written:
-        click.echo(f"wrote {file_path}", err=True)
+        say(f"wrote {file_path}")
     if as_json:
         echo_json(
             {
@@ -144,9 +145,9 @@ def export(
             }
         )
     elif path is None:
-        click.echo(exported.files[0][1], nl=False)
+        put(exported.files[0][1])
     else:
-        click.echo(exported.next_steps, err=True)
+        say(exported.next_steps)
 
 
 def _output_path(output: str) -> Path:

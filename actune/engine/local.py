@@ -308,7 +308,7 @@ def target_error(message: str, detail: str | None, *, log_folder: Path) -> Targe
         return TargetError(message)
     path = log_folder / "target-error.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(detail, encoding="utf-8")
+    path.write_text(detail, encoding="utf-8", errors="replace")
     return TargetError(f"{message.rstrip('.')}. The traceback or last output is in {path}", traceback_path=path)
 
 

@@ -22,6 +22,7 @@ from actune.errors import StorageError
 from actune.records import Answer, AwaitsTurn, Failed, Reply, Request, TakeTurn
 
 LOG_TAIL_BYTES = 16_000  # where a hang is comes first in its stack, and stacks of compilers are long
+MAX_REPLY_BYTES = 2**26
 STOP_GRACE_S = 5.0
 POLL_S = 1.0
 STACKS_S = 0.5
@@ -109,7 +110,8 @@ class WorkerProcess:
             ) from None
         with log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "actune.worker"],
+                # -P: the current folder may be a stranger's, and is importable for the target's own code alone.
+                [sys.executable, "-P", "-m", "actune.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -119,7 +121,8 @@ class WorkerProcess:
         self._asked = 0
         self._burial = threading.Lock()
         self._is_buried = False
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        # One reply is asked for at a time, so what a worker writes beyond that is left in its pipe.
+        self._lines: queue.Queue[bytes | None] = queue.Queue(maxsize=2)
         self._reader = threading.Thread(target=self._read, name="worker-replies", daemon=True)
         self._reader.start()
 
@@ -137,9 +140,21 @@ class WorkerProcess:
         assert self._process.stdout is not None
         # Closed here and not in `kill`, which would wait for this thread as long as any process keeps the pipe open.
         with self._process.stdout as replies:
-            for line in replies:
-                self._lines.put(line)
-        self._lines.put(None)
+            while line := replies.readline(MAX_REPLY_BYTES + 1):
+                if not self._hand_on(line) or len(line) > MAX_REPLY_BYTES:
+                    break
+        self._hand_on(None)
+
+    def _hand_on(self, line: bytes | None) -> bool:
+        """Waits until the line before was taken; False if nobody will."""
+        while True:
+            try:
+                self._lines.put(line, timeout=POLL_S)
+            except queue.Full:
+                if self._is_buried:
+                    return False
+            else:
+                return True
 
     def ask(self, request: Request, *, timeout_s: float, take_turn: Callable[[], None]) -> Reply:
         """Sends a request and waits for its reply.
@@ -188,6 +203,11 @@ class WorkerProcess:
     def _understood(self, line: bytes | None) -> Answer:
         if line is None:
             raise self._bury()
+        if len(line) > MAX_REPLY_BYTES:
+            self.kill()
+            raise WorkerDiedError(
+                False, False, f"the worker wrote a reply of more than {MAX_REPLY_BYTES} bytes", self._log_tail()
+            )
         try:
             answer: Answer = from_json(Answer, line)
         except ValueError:

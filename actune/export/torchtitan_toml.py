@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from actune import tomldoc
-from actune.errors import UsageError
+from actune.errors import UsageError, shorten
 from actune.export.spec import Export, identifier
 from actune.export.torchtitan_fields import nearest_fields
 from actune.export.torchtitan_import import import_module_source
@@ -41,7 +41,7 @@ def export_toml(
     compiles, compile_lost = settle_compile(plan, approximate=approximate)
     module_name = f"{identifier(name)}_ac"
     existing = tomldoc.read(into, source=into_name) if into is not None else {}
-    compile_sections = _compile_sections(existing, version, compiles=compiles)
+    compile_sections = _compile_sections(existing, version, compiles=compiles, into_name=into_name)
     if approximate or not fields.lost:
         sections: dict[str, dict[str, Any]] = {"activation_checkpoint": dict(fields.values), **compile_sections}
         if _custom_import(existing) == module_name:
@@ -84,7 +84,7 @@ def _merge(into: str | None, sections: Mapping[str, Mapping[str, Any]], into_nam
 
 
 def _compile_sections(
-    existing: Mapping[str, Any], version: TorchtitanVersion, *, compiles: bool
+    existing: Mapping[str, Any], version: TorchtitanVersion, *, compiles: bool, into_name: str
 ) -> dict[str, dict[str, Any]]:
     """The compile keys. Whether the loss is compiled stays as the file has it; the plan is about the model."""
     if not version.has_compile_section:
@@ -93,6 +93,8 @@ def _compile_sections(
     # torchtitan/config/job_config.py, 0.2.0 and 0.2.2: off by default, and if on then for model and loss.
     enabled = isinstance(section, Mapping) and section.get("enable") is True
     components = section.get("components", ["model", "loss"]) if enabled else []
+    if not isinstance(components, list):
+        raise UsageError(f"{into_name}: [compile] components is {shorten(components)}. Expected a list of names.")
     others = [component for component in components if component != "model"]
     wanted = ["model", *others] if compiles else others
     return {"compile": {"enable": True, "components": wanted} if wanted else {"enable": False}}

@@ -13,6 +13,7 @@ from actune.plan.treatment import NO_AC, WHOLE_LAYER, SavedOp, Treatment
 
 CompileMode = Literal["off", "inside", "layer", "model", "off+ops", "inside+ops"]
 COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
+MAX_PATTERNS = 4096
 
 
 def misfit(treatment: Treatment, compile: CompileMode) -> str | None:
@@ -84,6 +85,9 @@ class Plan:
         object.__setattr__(self, "_hash", hash((self.rules, self.compile)))
         if self.compile not in COMPILE_MODES:
             raise PlanError(f"compile: '{self.compile}' is not known. Expected one of: {', '.join(COMPILE_MODES)}.")
+        patterns = sum(len(rule.layers) for rule in self.rules)
+        if patterns > MAX_PATTERNS or len(self.rules) > MAX_PATTERNS:
+            raise PlanError(f"rule: {len(self.rules)} rules have {patterns} patterns. Expected at most {MAX_PATTERNS}.")
         for rule in self.rules:
             if (why := misfit(rule.treatment, self.compile)) is not None:
                 raise PlanError(why)

@@ -9,13 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from actune import tomldoc
+from actune import files, tomldoc
 from actune.boundary import OutsideModel, take_schema, validate
 from actune.errors import PlanError
 from actune.plan.plan import CompileMode, Plan, Rule
 from actune.plan.treatment import KNOBS_OF_POLICY, FilterBy, PolicyName, Treatment
 
-MAX_PLAN_BYTES = 4 * 2**20
+MAX_PLAN_BYTES = 2**20
 
 
 class _RuleTable(OutsideModel):
@@ -88,15 +88,7 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         PlanError: the file can't be read, or holds no plan.
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise PlanError(f"{path} has {path.stat().st_size} bytes; a plan has at most {MAX_PLAN_BYTES}.")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise PlanError(f"{path}: the plan can't be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise PlanError(f"{path}: the plan is not UTF-8 text, so it is no TOML.") from None
+    text = files.read_text(path, what="plan", max_bytes=MAX_PLAN_BYTES, error=PlanError)
     return parse_plan(text, source=str(path))
 
 
@@ -144,4 +136,9 @@ def plan_hash(plan: Plan) -> str:
 
     Plans that do the same to a model have one hash once they are canonical for it (`Plan.canonical_for`).
     """
-    return hashlib.sha256(_text(plan).encode()).hexdigest()[:16]
+    return text_hash(_text(plan))
+
+
+def text_hash(toml: str) -> str:
+    """The hash of the plan whose text without provenance it is, as `dump_plan` writes it."""
+    return hashlib.sha256(toml.encode(errors="replace")).hexdigest()[:16]

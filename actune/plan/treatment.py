@@ -7,13 +7,15 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from actune.errors import PlanError
+from actune.errors import PlanError, cut
 
 PolicyName = Literal["none", "full", "selective", "memory_budget"]
 FilterBy = Literal["shape", "name"]
 
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 WHOLE_LAYER = "."
+MAX_LIST = 1000
+MAX_FQN_LENGTH = 1000
 
 _CHECKPOINT_KNOBS = frozenset({"wrap", "early_stop", "preserve_rng_state", "save_routing"})
 _SAC_KNOBS = frozenset({"save_every_nth_mm", "save_ops", "save", "filter_fqns", "filter_by"})
@@ -25,6 +27,7 @@ KNOBS_OF_POLICY: dict[PolicyName, frozenset[str]] = {
 }
 
 _FQN = re.compile(r"[\w-]+(\.[\w-]+)*")
+_OCCURRENCE = re.compile(r"0*[1-9][0-9]{0,8}")
 _OP = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
@@ -53,7 +56,7 @@ class SavedOp:
             bool(separator)
             and (module_fqn == WHOLE_LAYER or _FQN.fullmatch(module_fqn) is not None)
             and _OP.fullmatch(op_name) is not None
-            and (not numbered or (number.isdecimal() and int(number) > 0))
+            and (not numbered or _OCCURRENCE.fullmatch(number) is not None)
         )
         if not well_formed:
             raise PlanError(
@@ -115,6 +118,9 @@ class Treatment:
                     f'{name}: {value!r} has no effect with policy = "{self.policy}". Remove it; this policy takes: '
                     f"{', '.join(sorted(KNOBS_OF_POLICY[self.policy])) or 'nothing more'}."
                 )
+        for name in ("wrap", "save_ops", "save", "filter_fqns"):
+            if (count := len(getattr(self, name))) > MAX_LIST:
+                raise PlanError(f"{name}: the list has {count} entries. Expected at most {MAX_LIST}.")
         self._check_wrap()
         if self.save_every_nth_mm < 0:
             raise PlanError(f"save_every_nth_mm: {self.save_every_nth_mm} is negative. Expected 0, 1, 2, …")
@@ -140,17 +146,18 @@ class Treatment:
         if not self.wrap:
             raise PlanError('wrap: the list is empty. Name at least one module; "." is the layer itself.')
         for fqn in self.wrap:
-            if fqn != WHOLE_LAYER and _FQN.fullmatch(fqn) is None:
-                raise PlanError(f"wrap: '{fqn}' is not a FQN below the layer, such as attention or moe.experts.")
-        for outer in self.wrap:
-            for inner in self.wrap:
-                nested = inner.startswith(outer + ".") or (outer == WHOLE_LAYER and inner != WHOLE_LAYER)
-                if nested or self.wrap.count(outer) > 1:
-                    raise PlanError(
-                        f"wrap: '{inner}' lies inside '{outer}'. A module can be in one region only."
-                        if nested
-                        else f"wrap: '{outer}' stands twice."
-                    )
+            if len(fqn) > MAX_FQN_LENGTH or (fqn != WHOLE_LAYER and _FQN.fullmatch(fqn) is None):
+                raise PlanError(f"wrap: '{cut(fqn)}' is not a FQN below the layer, such as attention or moe.experts.")
+        wrapped = set(self.wrap)
+        for inner in self.wrap:
+            parts = inner.split(".")
+            above = [WHOLE_LAYER, *(".".join(parts[:depth]) for depth in range(1, len(parts)))]
+            for outer in above if inner != WHOLE_LAYER else ():
+                if outer in wrapped:
+                    raise PlanError(f"wrap: '{inner}' lies inside '{outer}'. A module can be in one region only.")
+        if len(wrapped) < len(self.wrap):
+            twice = next(fqn for fqn in self.wrap if self.wrap.count(fqn) > 1)
+            raise PlanError(f"wrap: '{twice}' stands twice.")
 
     def knobs_off_default(self) -> dict[str, Any]:
         """The knobs that differ from their defaults, in the order of the fields."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from actune.errors import StorageError
 from actune.predictions import PredictedNumbers, PredictionRecord
 from actune.records import Measurement, Outcome
 from actune.report.budgets import named_budgets
@@ -45,8 +46,10 @@ def study_document(store: Store, name: str) -> dict[str, Any]:
 
     Raises:
         UsageError: there is no such study.
+        StorageError: what it refers to is not stored.
     """
     study, trials, verdict = store.study(name), store.trials(name, with_pairs=False), store.verdict(name)
+    _check_complete(study, trials, verdict)
     predicted, timings = Predicted(store.predicted_numbers(name), study.reference_hash), store.timings(name)
     compared = {} if verdict is None else {entry.plan_hash: entry for entry in verdict.entries}
     entries = [_trial_entry(trial, study, timings.get(trial.number), predicted) for trial in trials]
@@ -77,6 +80,22 @@ def study_document(store: Store, name: str) -> dict[str, Any]:
         "largest_peak_error": _largest_peak_error(trials, predicted),
         "finished": is_finished,
     }
+
+
+def _check_complete(study: StudyRecord, trials: Sequence[TrialRecord], verdict: Verdict | None) -> None:
+    """Another program may have deleted or changed what a study refers to."""
+    of_trials = {trial.plan_hash for trial in trials}
+    named = {study.reference_hash} - {None}
+    missing = named - of_trials
+    if verdict is not None:
+        best = {verdict.best_hash, *(decided.best_hash for decided in verdict.budgets)} - {None}
+        compared = {entry.plan_hash for entry in verdict.entries if entry.samples}
+        missing |= best - (of_trials & compared & dict(verdict.gradients).keys())
+    if missing:
+        raise StorageError(
+            f"study '{study.name}' refers to plan {min(map(str, missing))}, whose trial or comparison is not stored. "
+            "Restore the database from a copy, or start a new study with --study."
+        )
 
 
 class Predicted:
@@ -115,8 +134,7 @@ def _largest_peak_error(trials: Sequence[TrialRecord], predicted: Predicted) -> 
     errors = []
     for trial in trials:
         predicted_bytes, measurement = predicted.peak_bytes(trial.plan_hash), trial.measurement
-        if predicted_bytes is not None and measurement.outcome is Outcome.OK:
-            assert measurement.peak_bytes is not None
+        if predicted_bytes is not None and measurement.outcome is Outcome.OK and measurement.peak_bytes:
             errors.append(abs(predicted_bytes / measurement.peak_bytes - 1))
     return max(errors, default=None)
 

@@ -17,6 +17,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
+from actune.errors import StorageError, describe_error
 from actune.plan import Plan, dump_plan, parse_plan
 from actune.records import Measurement, Outcome
 from actune.search.proposers import PlanSource, make_sampler, suggest
@@ -57,6 +58,18 @@ def open_optuna_storage(store: Store) -> optuna.storages.RDBStorage:
         storage = optuna.storages.RDBStorage(store.url, engine_kwargs=store.optuna_engine_kwargs)
     store.guard(storage.engine)
     return storage
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Within it, what Optuna raises where its own tables hold what it never wrote is a StorageError."""
+    try:
+        yield
+    except (LookupError, ArithmeticError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise StorageError(
+            f"Optuna's tables of study '{name}' hold what it can't read: {describe_error(error)}. Restore the database "
+            "from a copy, or start a new study with --study."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +115,17 @@ class PlanStudy:
         self._space = space
         self._source = source or space
         self._objectives = objectives
-        self._storage = open_optuna_storage(store)
-        with storage_errors(parse_location(store.url)):
+        with _readable(name):
+            self._storage = open_optuna_storage(store)
+        with storage_errors(parse_location(store.url)), _readable(name):
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, directions=["minimize"] * objectives, load_if_exists=True
             )
-        trials = self._study.get_trials(deepcopy=False)
+            trials = self._study.get_trials(deepcopy=False)
+            if [trial.number for trial in trials] != list(range(len(trials))):
+                raise ValueError("the numbers of trials have gaps")
+            if len(self._study.directions) != objectives:
+                raise ValueError(f"{len(self._study.directions)} objectives instead of {objectives}")
         # A sampler that starts anew with the same seed would propose the first trials again.
         self._study.sampler = make_sampler(sampler, seed + len(trials))
         # Optuna's GP models what all completed trials have in common: one without parameters would leave it nothing.
@@ -162,7 +180,8 @@ class PlanStudy:
         return [t.number for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
     def _trial(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+        with _readable(self._study.study_name):
+            return self._study.get_trials(deepcopy=False)[number]
 
     def has_queued(self) -> bool:
         """Whether enqueued trials wait: presets, or interrupted trials."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
-from actune.errors import StorageError
+from actune.errors import StorageError, shorten
 from actune.store.location import Location
 from actune.store.server_failures import explain_server_error
 
@@ -56,6 +56,12 @@ def storage_errors(location: Location) -> Iterator[None]:
         raise StorageError(f"{location.label}: {_one_line(error)}.") from error
     except OSError as error:
         raise StorageError(explain_os_error(error, location.label)) from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes what is damaged
+        raise StorageError(f"{location.label} {_SQLITE_FAILURES[sqlite3.SQLITE_CORRUPT]}") from error
+    except UnicodeEncodeError as error:  # half a surrogate pair, as in a file's name that is no UTF-8
+        raise StorageError(
+            f"{location.label} can't keep or find {shorten(error.object)}, which is no UTF-8 text. Name it otherwise."
+        ) from error
 
 
 def explain_driver_error(error: BaseException | None, location: Location) -> str:

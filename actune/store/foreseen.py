@@ -8,7 +8,8 @@ from dataclasses import replace
 import sqlalchemy as sa
 
 from actune.predictions import PredictedNumbers, PredictionRecord
-from actune.store.plan_texts import keep_plans
+from actune.store.plan_texts import check_plan, keep_plans
+from actune.store.rows import record_from
 from actune.store.schema import plans, predictions
 
 _PLAIN = ("plan_hash", "preset", "peak_bytes", "step_time_s", "on_frontier")
@@ -50,7 +51,7 @@ def _read(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> list[Pre
         .where(wanted)
     )
     return [
-        PredictionRecord(plan_toml=row[-1], **dict(zip(_PLAIN, row[:-1], strict=True)))
+        record_from(PredictionRecord, (*_PLAIN, "plan_toml"), (*row[:-1], check_plan(row[-1], plan_hash=row[0])))
         for row in connection.execute(query).all()
     ]
 

@@ -45,21 +45,24 @@ def parse_location(url: str) -> Location:
         StorageError: the text is no database URL, names a SQLite database that is not a file, or a kind of database
             that actune is not tested with.
     """
+    without_user = re.sub(r"://.*@", "://***@", url, flags=re.DOTALL)
+    shown = shorten(re.sub(r"(pass\w*=)[^&]*", r"\1***", without_user, flags=re.IGNORECASE))
     try:
         parsed = sa.make_url(url)
         is_sqlite = parsed.get_backend_name() == "sqlite"
     except (ArgumentError, ValueError):
         as_file = f" For a file write sqlite:///{url}." if url and "://" not in url else ""
-        without_password = re.sub(r"(password=)[^&]*", r"\1***", re.sub(r"://[^@]*@", "://***@", url))
-        raise StorageError(f"storage {shorten(without_password)} is no database URL. {_EXPECTED}{as_file}") from None
+        raise StorageError(f"storage {shown} is no database URL. {_EXPECTED}{as_file}") from None
+    if "@" in (parsed.host or ""):
+        raise StorageError(f"storage {shown} has several @. Write the one in a password as %40.")
     if not is_sqlite:
         return _server_location(parsed)
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
-        raise StorageError(f"storage {shorten(url)}: actune reads SQLite files with Python's own driver. {_EXPECTED}")
+        raise StorageError(f"storage {shown}: actune reads SQLite files with Python's own driver. {_EXPECTED}")
     name = parsed.database
     if not name or name == ":memory:" or name.startswith("file:"):
         # Optuna opens the same database over connections of its own, so it has to be a file that both can name.
-        raise StorageError(f"storage {shorten(url)} is not a SQLite file that outlives this process. {_EXPECTED}")
+        raise StorageError(f"storage {shown} is not a SQLite file that outlives this process. {_EXPECTED}")
     path = Path(name)
     return Location(parsed.set(database=str(path.absolute())), path.absolute(), str(path))
 

@@ -21,6 +21,7 @@ from actune.store.location import Location, parse_location
 from actune.store.names import validate_study_name
 
 SETUP_TIMEOUT_S = 60.0
+MAX_HOLDER_BYTES = 2**14
 
 WhileHeld = Callable[[str], None]
 """Called a few times a second with who holds a lock, such as `process 7 on host, since …`; may raise to give up."""
@@ -147,7 +148,8 @@ def _write_holder(path: Path) -> None:
 
 def _holder(path: Path) -> str:
     try:
-        holder: _Holder = from_json(_Holder, path.read_bytes())
+        with path.open("rb") as file:
+            holder: _Holder = from_json(_Holder, file.read(MAX_HOLDER_BYTES))
     except (OSError, ValueError):  # in the moment between taking the lock and writing this file
         return "another process, which has only just started"
     return f"process {holder.pid} on {holder.host}, since {holder.started_at}"

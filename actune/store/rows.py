@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import groupby
+from math import isfinite
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from actune.boundary import to_record
+from actune.errors import shorten
 from actune.records import Measurement, Outcome, SamplePair, StepSample
-from actune.store.schema import measurements, plans, samples, studies, trials, verdicts
+from actune.store.plan_texts import check_plan
+from actune.store.schema import measurements, plans, samples, studies, trials, unreadable, verdicts
 from actune.store.verdicts import Comparison
 from actune.study_records import StudyRecord, TrialRecord, Verdict
+
+T = TypeVar("T")
 
 STUDY_COLUMNS = tuple(studies.c[field.name] for field in fields(StudyRecord))
 
@@ -27,12 +33,46 @@ _PLAIN_OF_TRIAL = ("number", "preset", "attempt", "reused", "started_at", "finis
 _OF_COMPARISON = tuple(field.name for field in fields(Comparison))
 _PLAIN_OF_VERDICT = tuple(field.name for field in fields(Verdict) if field.name not in _OF_COMPARISON)
 
+_OUTCOMES = {str(outcome): outcome for outcome in Outcome}
+_SOUND: set[tuple[type, ...]] = set()
+"""A record and the types of its values that it was made of before."""
+
 Pairs = Mapping[int, tuple[SamplePair, ...]]
+
+
+def record_of(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A record from a row's values: SQLite keeps in a column whatever another program writes into it.
+
+    Raises:
+        StorageError: a value is none that the record may have.
+    """
+    try:
+        return to_record(kind, values)
+    except ValueError as error:
+        raise unreadable(kind.__name__, error) from None
+
+
+def record_from(kind: type[T], names: Sequence[str], values: Sequence[Any]) -> T:
+    """The same from many rows: what each value may be is only checked where values of these types were not seen yet.
+
+    Raises:
+        StorageError: a value is none that the record may have.
+    """
+    signature = (kind, *map(type, values))
+    is_known = signature in _SOUND and all(isfinite(value) for value in values if type(value) is float)
+    if not is_known:
+        record = record_of(kind, dict(zip(names, values, strict=True)))
+        _SOUND.add(signature)
+        return record
+    try:
+        return kind(**dict(zip(names, values, strict=True)))
+    except ValueError as error:
+        raise unreadable(kind.__name__, error) from None
 
 
 def study_from_row(row: Any) -> StudyRecord:
     """From a row that has STUDY_COLUMNS."""
-    return StudyRecord(**{column.name: getattr(row, column.name) for column in STUDY_COLUMNS})
+    return record_of(StudyRecord, {column.name: getattr(row, column.name) for column in STUDY_COLUMNS})
 
 
 def measurement_values(measurement: Measurement) -> dict[str, Any]:
@@ -43,8 +83,9 @@ def measurement_values(measurement: Measurement) -> dict[str, Any]:
 def measurement_from_values(values: Sequence[Any], pairs: Pairs) -> Measurement:
     """From the values of MEASUREMENT_COLUMNS, and the pairs of all measurements by id."""
     measurement_id, outcome = values[:2]
-    plain = dict(zip(_PLAIN_OF_MEASUREMENT, values[2:], strict=True))
-    return Measurement(outcome=Outcome(outcome), pairs=pairs.get(measurement_id, ()), **plain)
+    known = _OUTCOMES.get(outcome, outcome) if isinstance(outcome, str) else outcome
+    names = ("outcome", "pairs", *_PLAIN_OF_MEASUREMENT)
+    return record_from(Measurement, names, (known, pairs.get(measurement_id, ()), *values[2:]))
 
 
 def sample_values(measurement_id: int, pairs: tuple[SamplePair, ...]) -> list[dict[str, Any]]:
@@ -86,7 +127,12 @@ def read_samples(connection: sa.Connection, measurement_ids: sa.Select[tuple[int
         .where(samples.c.measurement_id.in_(measurement_ids))
         .order_by(samples.c.measurement_id, samples.c.position)
     )
-    return connection.execute(query).all()  # at once: row by row takes twice as long
+    found = connection.execute(query).all()  # at once: row by row takes twice as long
+    for _, *times_s in found:
+        for time_s in times_s:
+            if type(time_s) is not float or not isfinite(time_s):
+                raise unreadable("SamplePair", ValueError(f"{shorten(time_s)} is no time"))
+    return found
 
 
 def trial_values(trial: TrialRecord) -> dict[str, Any]:
@@ -120,11 +166,14 @@ def read_trials(
     plain = len(_PLAIN_OF_TRIAL)
     # By place and not by name, which takes a third of the time with ten thousand trials of twenty columns.
     return [
-        TrialRecord(
-            plan_hash=row[plain],
-            plan_toml=row[plain + 1],
-            measurement=measurement_from_values(row[plain + 2 :], pairs),
-            **dict(zip(_PLAIN_OF_TRIAL, row[:plain], strict=True)),
+        record_from(
+            TrialRecord,
+            (*_PLAIN_OF_TRIAL, "plan_hash", "plan_toml", "measurement"),
+            (
+                *row[: plain + 1],
+                check_plan(row[plain + 1], plan_hash=row[plain]),
+                measurement_from_values(row[plain + 2 :], pairs),
+            ),
         )
         for row in connection.execute(query).all()
     ]
@@ -144,4 +193,7 @@ def read_verdict(connection: sa.Connection, study_id: int) -> Verdict | None:
         return None
     comparison: Comparison = row.comparison
     plain = {name: getattr(row, name) for name in _PLAIN_OF_VERDICT}
-    return Verdict(**{name: getattr(comparison, name) for name in _OF_COMPARISON}, **plain)
+    for toml in (row.best_toml, *(decided.best_toml for decided in comparison.budgets)):
+        if toml is not None:
+            check_plan(toml)
+    return record_of(Verdict, {name: getattr(comparison, name) for name in _OF_COMPARISON} | plain)

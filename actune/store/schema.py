@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from actune.boundary import from_json, to_json
-from actune.errors import StorageError
+from actune.errors import StorageError, cut
 from actune.records import CompiledCode, Environment, TargetInfo
 from actune.store.names import MAX_STUDY_NAME_LENGTH
 from actune.store.verdicts import Comparison
@@ -59,10 +59,7 @@ class RecordText(sa.types.TypeDecorator[Any]):
         try:
             return from_json(self.kind, value)
         except ValueError as error:
-            raise StorageError(
-                f"the database holds a {self.kind.__name__} that this actune can't read: {error}. "
-                f"Use the version of actune that wrote it, or start a new study in another file with --storage."
-            ) from None
+            raise unreadable(self.kind.__name__, error) from None
 
 
 class SizesText(sa.types.TypeDecorator[tuple[int, ...]]):
@@ -76,8 +73,24 @@ class SizesText(sa.types.TypeDecorator[tuple[int, ...]]):
         return None if value is None else json.dumps(value)
 
     def process_result_value(self, value: str | None, dialect: sa.Dialect) -> tuple[int, ...] | None:
-        """The numbers."""
-        return None if value is None else tuple(json.loads(value))
+        """The numbers.
+
+        Raises:
+            StorageError: the text is no list of sizes.
+        """
+        try:
+            return None if value is None else from_json(tuple[int, ...], value)
+        except ValueError as error:
+            raise unreadable("list of budgets", error) from None
+
+
+def unreadable(what: str, error: ValueError) -> StorageError:
+    """What to tell where a row holds something that no actune, or none of this version, has written."""
+    why = cut(" ".join(str(error).split()), 500)
+    return StorageError(
+        f"the database holds a {what} that this actune can't read: {why.rstrip('.')}. Use the version of actune that "
+        "wrote it, or start a new study in another file with --storage."
+    )
 
 
 studies = sa.Table(

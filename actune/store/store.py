@@ -383,7 +383,7 @@ class Store:
         row = connection.execute(sa.select(studies).where(studies.c.name == name)).one_or_none()
         if row is not None:
             return row
-        names = list(connection.execute(sa.select(studies.c.name).order_by(studies.c.id.desc())).scalars())
+        names = list(map(str, connection.execute(sa.select(studies.c.name).order_by(studies.c.id.desc())).scalars()))
         raise no_such_study(name, names, self._location.label) if names else no_studies_yet(self._location)
 
 

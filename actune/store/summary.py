@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from actune.store.rows import STUDY_COLUMNS, study_from_row
+from actune.store.rows import STUDY_COLUMNS, record_of, study_from_row
 from actune.store.schema import measurements, studies, trials, verdicts
 from actune.study_records import StudyRecord
 
@@ -59,14 +59,19 @@ def read_summaries(connection: sa.Connection) -> list[StudySummary]:
         entries = row.comparison.entries if row.comparison is not None and row.best_hash is not None else ()
         best = next((entry for entry in entries if entry.plan_hash == row.best_hash), None)
         summaries.append(
-            StudySummary(
-                study=study_from_row(row),
-                finished_trials=row.finished,
-                judged_trials=row.judged,
-                decided_at=row.decided_at,
-                best_hash=row.best_hash,
-                best_relative_step_time=None if best is None else best.relative_step_time,
-                best_peak_bytes=None if best is None else _highest_peak(row, peaks.get((row.study_id, best.number))),
+            record_of(
+                StudySummary,
+                {
+                    "study": study_from_row(row),
+                    "finished_trials": row.finished,
+                    "judged_trials": row.judged,
+                    "decided_at": row.decided_at,
+                    "best_hash": row.best_hash,
+                    "best_relative_step_time": None if best is None else best.relative_step_time,
+                    "best_peak_bytes": (
+                        None if best is None else _highest_peak(row, peaks.get((row.study_id, best.number)))
+                    ),
+                },
             )
         )
     return summaries

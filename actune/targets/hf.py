@@ -27,7 +27,9 @@ class HfTarget:
 
     def model(self) -> nn.Module:
         """A new model on the CPU, in the config's dtype; weights from torch's global generator."""
-        model: nn.Module = getattr(transformers_library(), self._task.auto_class).from_config(self.config)
+        model: nn.Module = getattr(transformers_library(), self._task.auto_class).from_config(
+            self.config, trust_remote_code=False
+        )
         return model
 
     def batch(self, step: int) -> dict[str, Tensor]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from actune.errors import UsageError
+from actune.boundary import check_plain
+from actune.errors import UsageError, cut, shorten
+from actune.files import read_bytes
 from actune.target_spec import TargetSpec
+
+MAX_CONFIG_BYTES = 2**20
 
 _STACKS = ("text_config", "encoder", "decoder")
 """Where the configs of several models in one have the one whose layers are trained here."""
@@ -29,6 +33,8 @@ def transformers_library(target: str = "hf:") -> ModuleType:
     Raises:
         UsageError: it is not installed.
     """
+    # A config may name weights or code of the hub (a backbone, a kernel): nothing is fetched for it.
+    os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         import transformers
     except ModuleNotFoundError as error:
@@ -70,22 +76,44 @@ def configs_within(config: Any) -> list[Any]:
 
 def _read(spec: TargetSpec) -> dict[str, Any]:
     try:
-        fields = json.loads(Path(spec.location).read_bytes())
-    except ValueError as error:
-        raise UsageError(f"target '{spec.text}': '{spec.location}' is not JSON: {error}.") from None
+        content = read_bytes(spec.location, what=f"target '{spec.text}': the file", max_bytes=MAX_CONFIG_BYTES)
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"target '{spec.text}': '{spec.location}' is not JSON: {cut(str(error))}.") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
         raise UsageError(
             f"target '{spec.text}': '{spec.location}' is no Hugging Face config. Expected a JSON object with a "
             '"model_type", such as {"model_type": "llama", …}.'
         )
+    check_plain(fields, source=f"target '{spec.text}': '{spec.location}'")
+    _refuse_kernels(spec, fields)
     return fields
 
 
+def _refuse_kernels(spec: TargetSpec, fields: Mapping[str, Any]) -> None:
+    """A config is data, and does not make transformers fetch an attention's kernel from the hub and run it.
+
+    It would do so for a name with a slash in it (transformers 5, modeling_utils.py).
+
+    Raises:
+        UsageError: the config, or one within it, names such a kernel.
+    """
+    for name, value in fields.items():
+        if name.endswith("attn_implementation") and "/" in str(value):
+            raise UsageError(
+                f"target '{spec.text}': {name} in '{spec.location}' names code outside of transformers: "
+                f"{shorten(value)}. A config is only read here. Remove the key, or write a target of your own."
+            )
+        if isinstance(value, dict):
+            _refuse_kernels(spec, value)
+
+
 def _without_own_checkpointing(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without that, and without `auto_map`, which names code of the hub's repositories."""
     return {
         name: _without_own_checkpointing(value) if isinstance(value, dict) else value
         for name, value in fields.items()
-        if name != "gradient_checkpointing"
+        if name not in ("gradient_checkpointing", "auto_map")
     }
 
 

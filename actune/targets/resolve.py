@@ -18,11 +18,14 @@ import torch
 from torch import nn
 
 from actune.errors import TargetError, UsageError
+from actune.files import read_bytes
 from actune.target_spec import TargetSpec, parse_target_spec
 from actune.targets.base import BoundTarget, blame_target, importable
 from actune.targets.builtin import builtin_target
 from actune.targets.hf import hf_target, transformers_version
 from actune.targets.torchtitan import torchtitan_target, torchtitan_version
+
+MAX_SOURCE_BYTES = 2**24
 
 
 def load_target(spec_text: str) -> BoundTarget:
@@ -78,7 +81,7 @@ def source_fingerprint(spec: TargetSpec) -> str:
         case "module":
             paths = [_module_source(spec)]
     for path in paths:
-        digest.update(path.read_bytes() + b"\0")
+        digest.update(read_bytes(path, what=f"target '{spec.text}': the file", max_bytes=MAX_SOURCE_BYTES) + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -1,17 +1,19 @@
 """One rank of many that are faked: sizes are those of the shards, and what is gathered is compared with nothing."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from actune.engine.process import WorkerProcess
 from actune.errors import UsageError
 from actune.measure import Workload, compare_gradients, measure_plan, open_device
 from actune.measure.materialize import state_of
-from actune.measure.ranks import local_of
+from actune.measure.ranks import Ranks, local_of
 from actune.plan import Plan, Rule, Treatment, dump_plan
-from actune.records import CompareGradients, MeasurePlan, Outcome
+from actune.records import CompareGradients, Measurement, MeasurePlan, Outcome, SamplePair, StepSample
 
 TARGETS = Path(__file__).parent.parent / "sharded_targets.py"
 NONE, FULL = dump_plan(Plan()), dump_plan(Plan((Rule(("*",), Treatment("full")),)))
@@ -82,3 +84,20 @@ def test_target_that_is_not_distributed_is_no_rank(workload):
         workload("Unsharded", world_size=64)
     assert workload("Unsharded").ranks.world_size == 1
     assert not dist.is_initialized()
+
+
+def test_ranks_exchange_values_and_no_code(tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    measurement = Measurement(Outcome.OK, 2**30, pairs=(SamplePair(StepSample(1.0, 2.0), StepSample(3.0, 4.0)),))
+    for value in (None, 1.5, "text", (0.25, "loss"), measurement):
+        assert Ranks(0, 1, store=store).gather(value) == [value]
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    with pytest.raises(pickle.UnpicklingError, match="is no value that ranks exchange"):
+        Ranks(0, 1, store=store).gather(Evil())
+    with pytest.raises(pickle.UnpicklingError, match=r"actune\.engine.* is no value"):
+        Ranks(0, 1, store=store).gather(WorkerProcess)
+    assert not (tmp_path / "ran").exists()

@@ -128,15 +128,15 @@ def test_files(tmp_path):
     path = tmp_path / "plan.toml"
     path.write_text(FULL_TEXT, encoding="utf-8")
     assert load_plan(path) == load_plan(str(path)) == parse_plan(FULL_TEXT)
-    with pytest.raises(PlanError, match=r"none\.toml: the plan can't be read: No such file"):
+    with pytest.raises(PlanError, match=r"plan .*none\.toml can't be read: No such file"):
         load_plan(tmp_path / "none.toml")
-    with pytest.raises(PlanError, match="the plan can't be read: Is a directory"):
+    with pytest.raises(PlanError, match=r"plan .* can't be read: Is a directory"):
         load_plan(tmp_path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(PlanError, match=r"plan\.toml: the plan is not UTF-8 text"):
+    with pytest.raises(PlanError, match=r"plan\.toml is not UTF-8 text"):
         load_plan(path)
     path.write_text("#" * (MAX_PLAN_BYTES + 1), encoding="utf-8")
-    with pytest.raises(PlanError, match=f"has {MAX_PLAN_BYTES + 1} bytes; a plan has at most {MAX_PLAN_BYTES}"):
+    with pytest.raises(PlanError, match=f"has {MAX_PLAN_BYTES + 1} bytes; at most {MAX_PLAN_BYTES} are read"):
         load_plan(path)
     path.write_text(rule('save = ["mm"]'), encoding="utf-8")
     with pytest.raises(PlanError, match=r"plan\.toml: rule 1: save: 'mm' does not"):
