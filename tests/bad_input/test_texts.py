@@ -119,7 +119,7 @@ def test_mutations_of_what_is_valid(tmp_path_factory, monkeypatch, kind: str) ->
     folder = tmp_path_factory.mktemp("inputs")
     monkeypatch.chdir(folder)
     inputs = bad_input.Inputs(folder)
-    for seed in range(25):
+    for seed in range(10):
         with suppress(ActuneError):
             inputs.kinds[kind](random.Random(seed))
 

@@ -52,7 +52,7 @@ def altered(ended: Path, path: Path, rng: random.Random) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:The constraint value")  # Optuna's, of a constraint that stands there already
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(20))
 def test_search_on_an_altered_database(ended: Path, tmp_path: Path, seed: int) -> None:
     path = tmp_path / "altered.db"
     what = altered(ended, path, random.Random(seed))
