@@ -150,9 +150,10 @@ class TestRayEngine(EngineTestCase):
         with engine_for("dense-tiny") as engine, pytest.raises(UsageError, match="there is no Ray cluster"):
             engine.load()
 
+    @pytest.mark.timeout(400)  # each of some fifteen tasks imports torch
     def test_search_over_two_nodes_ends_with_a_verdict_and_is_quiet(self, inside, mark, tmp_path):
         search = start_search("Sound", inside, tmp_path)
-        out, err = search.communicate(timeout=170)
+        out, err = search.communicate(timeout=380)
         assert search.returncode == 0, err
         assert "best: " in out
         assert "raylet" not in out + err

@@ -63,6 +63,7 @@ class Bridge:
         self._pending: dict[int, Future[Ended | Lost]] = {}
         self._lock = threading.Lock()
         self._is_lost = False
+        self._is_closing = False
         self._connected: Future[Connected | Refused] = Future()
         self._reader = threading.Thread(target=self._read, name="ray-events", daemon=True)
         self._reader.start()
@@ -103,6 +104,7 @@ class Bridge:
         Args:
             patience_s: after which the process is killed, which Ray takes for an order to end its tasks too.
         """
+        self._is_closing = True
         with suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -137,7 +139,10 @@ class Bridge:
             self._is_lost = True
             left, self._pending = list(self._pending.values()), {}
         for waiting in left:
-            waiting.set_exception(self._lost())
+            if self._is_closing:  # on a node that hangs
+                waiting.set_result(Lost("closed", "given up, as the engine was closed"))
+            else:
+                waiting.set_exception(self._lost())
         if not self._connected.done():
             self._connected.set_exception(self._lost())
 
