@@ -47,6 +47,7 @@ from actune.errors import ActuneError
 from actune.plan import dump_plan, parse_plan, plan_hash
 from actune.plan.patterns import LayerPattern, compress_fqns
 from actune.records import (
+    Answer,
     CompareGradients,
     Failed,
     GradientReport,
@@ -56,7 +57,6 @@ from actune.records import (
     Measurement,
     MeasurePlan,
     Outcome,
-    Reply,
     Request,
 )
 from actune.target_spec import parse_target_spec
@@ -177,7 +177,7 @@ class Inputs:
         self._give_line(rng, Request, REQUESTS)
 
     def give_reply(self, rng):
-        self._give_line(rng, Reply, REPLIES)
+        self._give_line(rng, Answer, [Answer(1, reply) for reply in REPLIES])
 
     def _give_line(self, rng, kind, valid):
         line = mutated_json(rng, to_json(rng.choice(valid)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import groupby
-from math import isfinite
+from math import inf, isfinite
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -130,8 +130,8 @@ def read_samples(connection: sa.Connection, measurement_ids: sa.Select[tuple[int
     found = connection.execute(query).all()  # at once: row by row takes twice as long
     for _, *times_s in found:
         for time_s in times_s:
-            if type(time_s) is not float or not isfinite(time_s):
-                raise unreadable("SamplePair", ValueError(f"{shorten(time_s)} is no time"))
+            if type(time_s) is not float or not 0 < time_s < inf:
+                raise unreadable("SamplePair", ValueError(f"{shorten(time_s)} is no time of a step"))
     return found
 
 

@@ -11,11 +11,11 @@ import pytest
 from actune.boundary import to_json
 from actune.engine import process
 from actune.engine.process import WorkerDiedError, WorkerProcess
-from actune.records import CompareGradients, Failed, GradientReport, LoadTarget
+from actune.records import Answer, CompareGradients, Failed, GradientReport, LoadTarget
 from actune.worker import _answer_all
 
 REQUEST = LoadTarget("dense-tiny", "cpu", 0)
-NOT_A_NUMBER = to_json(GradientReport(True, True, 0.25, 0.0, "loss")).replace("0.25", "NaN")
+NOT_A_NUMBER = to_json(Answer(1, GradientReport(True, True, 0.25, 0.0, "loss"))).replace("0.25", "NaN")
 
 
 @pytest.fixture
@@ -43,19 +43,20 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "echo; cat",
         r"printf '\377\376\n'; cat",
         r"printf '\000\n'; cat",
-        """echo '{"kind": "loaded"}'; cat""",
-        """echo '{"kind": "failed", "blame": "me", "message": "x"}'; cat""",
-        """echo '{"kind": "failed", "blame": "plan", "message": "\\ud800"}'; cat""",
+        """echo '{"number": 1, "reply": {"kind": "loaded"}}'; cat""",
+        """echo '{"number": 1, "reply": {"kind": "failed", "blame": "me", "message": "x"}}'; cat""",
+        """echo '{"number": 1, "reply": {"kind": "failed", "blame": "plan", "message": "\\ud800"}}'; cat""",
+        """echo '{"kind": "failed", "blame": "plan", "message": "x"}'; cat""",
         f"echo '{NOT_A_NUMBER}'; cat",
         "head -c 100000 /dev/zero | tr '\\0' '['; echo; cat",
         "head -c 3000000 /dev/zero | tr '\\0' '9'; echo; cat",
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_garbage_is_no_reply(worker, line: str) -> None:
     asked = worker(line)
     with pytest.raises(WorkerDiedError, match="the worker wrote what is no reply") as death:
-        asked.ask(REQUEST, timeout_s=60)
+        asked.ask(REQUEST, timeout_s=60, take_turn=lambda: None)
     assert len(death.value.message) < 200
     assert not asked.is_alive
 
@@ -64,14 +65,16 @@ def test_garbage_is_no_reply(worker, line: str) -> None:
 def test_line_without_an_end_is_not_kept(worker, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.setattr(process, "MAX_REPLY_BYTES", 2**16)
     with pytest.raises(WorkerDiedError, match="a reply of more than 65536 bytes"):
-        worker(source).ask(REQUEST, timeout_s=60)
+        worker(source).ask(REQUEST, timeout_s=60, take_turn=lambda: None)
 
 
 def test_lines_without_an_end_stay_in_the_pipe(worker) -> None:
-    asked = worker("""yes '{"kind": "failed", "blame": "plan", "message": "again"}'""")
-    for _ in range(3):
-        assert asked.ask(REQUEST, timeout_s=60) == Failed("plan", "again")
+    """And are not taken for replies to later requests."""
+    asked = worker("""yes '{"number": 1, "reply": {"kind": "failed", "blame": "plan", "message": "again"}}'""")
+    assert asked.ask(REQUEST, timeout_s=60, take_turn=lambda: None) == Failed("plan", "again")
     assert asked._lines.qsize() <= 2
+    with pytest.raises(WorkerDiedError, match="no reply to 'load' within 1 s"):
+        asked.ask(REQUEST, timeout_s=1, take_turn=lambda: None)
     asked.kill()
     asked._reader.join(timeout=30)
     assert not asked._reader.is_alive()
@@ -83,7 +86,7 @@ def test_folder_of_a_stranger_has_no_say_in_the_imports_of_a_worker(tmp_path: Pa
     monkeypatch.chdir(tmp_path)
     asked = WorkerProcess(tmp_path / "logs" / "worker.log", {})
     with pytest.raises(WorkerDiedError, match="'gradients' came before 'load'"):
-        asked.ask(CompareGradients("", ""), timeout_s=120)
+        asked.ask(CompareGradients("", ""), timeout_s=120, take_turn=lambda: None)
     assert not (tmp_path / "ran").exists()
 
 
@@ -109,5 +112,5 @@ def test_worker_answers_garbage(line: bytes) -> None:
     lines.put(line)
     with pytest.raises(StopError):
         _answer_all(lines, Pipe())  # type: ignore[arg-type]
-    assert replies[0].startswith(b'{"blame":"internal","message":"not a request: ')
+    assert replies[0].startswith(b'{"number":1,"reply":{"blame":"internal","message":"not a request: ')
     assert len(replies[0]) < 2000
