@@ -131,9 +131,8 @@ def _value(value: Any) -> str:
     return "[\n" + ",\n".join(f"    {_text(entry)}" for entry in value) + "\n  ]"
 
 
-def _text(value: Any) -> str:
-    # Without `indent`, which the standard library's fast encoder does not know.
-    return json.dumps(value, allow_nan=False)
+# Without `indent`, which the standard library's fast encoder does not know.
+_text = json.JSONEncoder(allow_nan=False).encode
 
 
 @contextmanager

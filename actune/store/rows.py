@@ -34,8 +34,8 @@ _OF_COMPARISON = tuple(field.name for field in fields(Comparison))
 _PLAIN_OF_VERDICT = tuple(field.name for field in fields(Verdict) if field.name not in _OF_COMPARISON)
 
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
-_SOUND: set[tuple[type, ...]] = set()
-"""A record and the types of its values that it was made of before."""
+_SOUND: dict[tuple[type, ...], list[int]] = {}
+"""A record and the types of values that it was made of before, and which of them are floats."""
 
 Pairs = Mapping[int, tuple[SamplePair, ...]]
 
@@ -59,10 +59,10 @@ def record_from(kind: type[T], names: Sequence[str], values: Sequence[Any]) -> T
         StorageError: a value is none that the record may have.
     """
     signature = (kind, *map(type, values))
-    is_known = signature in _SOUND and all(isfinite(value) for value in values if type(value) is float)
-    if not is_known:
+    floats = _SOUND.get(signature)
+    if floats is None or (floats and not all(isfinite(values[place]) for place in floats)):
         record = record_of(kind, dict(zip(names, values, strict=True)))
-        _SOUND.add(signature)
+        _SOUND[signature] = [place for place, value in enumerate(values) if type(value) is float]
         return record
     try:
         return kind(**dict(zip(names, values, strict=True)))
