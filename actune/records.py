@@ -356,7 +356,7 @@ Reply = Loaded | Measured | RoundsMeasured | GradientReport | PlanProfiled | Lay
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ReplyLine:
     """A line that a worker writes.
 
     Attributes:

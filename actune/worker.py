@@ -22,7 +22,6 @@ from actune.boundary import from_json, shorten, to_json
 from actune.errors import PlanError, TargetError, UsageError, describe_error
 from actune.op_trace import TraceLayers
 from actune.records import (
-    Answer,
     AwaitsTurn,
     CompareGradients,
     Failed,
@@ -31,6 +30,7 @@ from actune.records import (
     MeasurePlan,
     MeasureRounds,
     Reply,
+    ReplyLine,
     Request,
     TakeTurn,
     TargetInfo,
@@ -144,7 +144,7 @@ def _answer_all(lines: queue.SimpleQueue[bytes], replies: BinaryIO) -> NoReturn:
     number = 0
 
     def say(message: Reply | AwaitsTurn) -> None:
-        replies.write(to_json(Answer(number, message)).encode() + b"\n")
+        replies.write(to_json(ReplyLine(number, message)).encode() + b"\n")
         replies.flush()
 
     def take_turn() -> None:

@@ -47,7 +47,6 @@ from actune.errors import ActuneError
 from actune.plan import dump_plan, parse_plan, plan_hash
 from actune.plan.patterns import LayerPattern, compress_fqns
 from actune.records import (
-    Answer,
     CompareGradients,
     Failed,
     GradientReport,
@@ -57,6 +56,7 @@ from actune.records import (
     Measurement,
     MeasurePlan,
     Outcome,
+    ReplyLine,
     Request,
 )
 from actune.target_spec import parse_target_spec
@@ -177,7 +177,7 @@ class Inputs:
         self._give_line(rng, Request, REQUESTS)
 
     def give_reply(self, rng):
-        self._give_line(rng, Answer, [Answer(1, reply) for reply in REPLIES])
+        self._give_line(rng, ReplyLine, [ReplyLine(1, reply) for reply in REPLIES])
 
     def _give_line(self, rng, kind, valid):
         line = mutated_json(rng, to_json(rng.choice(valid)))

@@ -19,7 +19,7 @@ from typing import Protocol
 from actune import stragglers
 from actune.boundary import from_json, shorten, to_json
 from actune.errors import StorageError
-from actune.records import Answer, AwaitsTurn, Failed, Reply, Request, TakeTurn
+from actune.records import AwaitsTurn, Failed, Reply, ReplyLine, Request, TakeTurn
 
 LOG_TAIL_BYTES = 16_000  # where a hang is comes first in its stack, and stacks of compilers are long
 MAX_REPLY_BYTES = 2**26
@@ -200,7 +200,7 @@ class WorkerProcess:
         except (OSError, ValueError):  # a pipe that nobody reads any more, or that `kill` has closed
             raise self._bury() from None
 
-    def _understood(self, line: bytes | None) -> Answer:
+    def _understood(self, line: bytes | None) -> ReplyLine:
         if line is None:
             raise self._bury()
         if len(line) > MAX_REPLY_BYTES:
@@ -209,7 +209,7 @@ class WorkerProcess:
                 False, False, f"the worker wrote a reply of more than {MAX_REPLY_BYTES} bytes", self._log_tail()
             )
         try:
-            answer: Answer = from_json(Answer, line)
+            answer: ReplyLine = from_json(ReplyLine, line)
         except ValueError:
             self.kill()
             raise WorkerDiedError(

@@ -11,11 +11,11 @@ import pytest
 from actune.boundary import to_json
 from actune.engine import process
 from actune.engine.process import WorkerDiedError, WorkerProcess
-from actune.records import Answer, CompareGradients, Failed, GradientReport, LoadTarget
+from actune.records import CompareGradients, Failed, GradientReport, LoadTarget, ReplyLine
 from actune.worker import _answer_all
 
 REQUEST = LoadTarget("dense-tiny", "cpu", 0)
-NOT_A_NUMBER = to_json(Answer(1, GradientReport(True, True, 0.25, 0.0, "loss"))).replace("0.25", "NaN")
+NOT_A_NUMBER = to_json(ReplyLine(1, GradientReport(True, True, 0.25, 0.0, "loss"))).replace("0.25", "NaN")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from actune.errors import ActuneError, PlanError, UsageError
 from actune.plan import Plan, Rule, Treatment, dump_plan, parse_plan, plan_hash
 from actune.plan.patterns import LayerPattern, compress_fqns
 from actune.plan.treatment import SavedOp
-from actune.records import Answer, Failed, Reply, Request
+from actune.records import Failed, Reply, ReplyLine, Request
 from actune.target_spec import parse_target_spec
 from actune.units import Budget, format_bytes, format_duration, parse_duration_s
 
@@ -101,7 +101,7 @@ def test_any_text_is_a_value_or_an_error(read) -> None:
     check()
 
 
-@pytest.mark.parametrize("kind", [Request, Answer], ids=["request", "answer"])
+@pytest.mark.parametrize("kind", [Request, ReplyLine], ids=["request", "reply"])
 def test_any_line_is_a_record_or_a_value_error(kind) -> None:
     @given(st.one_of(st.binary(max_size=60), TEXTS))
     def check(line: str | bytes) -> None:
