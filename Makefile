@@ -44,6 +44,10 @@ bench: $(STAMP)  ## Run the fast benchmarks: one JSON line each, and a small run
 	$(BIN)/python benchmarks/search.py --fast
 	$(BIN)/python benchmarks/gpu.py --tiny --device cpu
 	$(BIN)/python benchmarks/compiling.py --fast
+	$(BIN)/python benchmarks/workers.py --fast
+	$(BIN)/python benchmarks/kills.py --fast
+	$(BIN)/python benchmarks/bad_input.py --fast
+	$(BIN)/python benchmarks/load.py --fast
 
 clean:  ## Remove the virtual environment, caches and studies
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist studies/*.db* studies/logs $(EXPORTS)
