@@ -32,11 +32,11 @@ from unittest.mock import patch
 
 import results
 from load_filler import Filled, PlanMaker, grown, read_filled, same_rows, write_filled
-from rich.console import Console
 from search_studies import empty_database, settings_for, study_store
 from simulated_engine import Errors, SimulatedEngine
 from simulated_truth import Recording, Truth, menus_of
 
+from actune.cli.console import TextConsole
 from actune.cli.progress import show_progress
 from actune.config import load_space, space_for
 from actune.cost.outlook import Outlook
@@ -194,7 +194,7 @@ def _shown() -> Iterator[Any]:
     """The command line's own progress, written to nowhere."""
     with (
         open(os.devnull, "w") as nowhere,
-        patch("actune.cli.progress.Console", lambda **_: Console(file=nowhere)),
+        patch("actune.cli.progress.TextConsole", lambda **_: TextConsole(file=nowhere)),
         show_progress("s") as reporter,
     ):
         yield reporter

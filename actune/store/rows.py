@@ -55,6 +55,11 @@ def record_of(kind: type[T], values: Mapping[str, Any]) -> T:
 def record_from(kind: type[T], names: Sequence[str], values: Sequence[Any]) -> T:
     """The same from many rows: what each value may be is only checked where values of these types were not seen yet.
 
+    Args:
+        kind: the record.
+        names: of its fields.
+        values: of these fields, in the same order.
+
     Raises:
         StorageError: a value is none that the record may have.
     """
