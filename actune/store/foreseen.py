@@ -41,7 +41,7 @@ def read_numbers(connection: sa.Connection, study_id: int) -> list[PredictedNumb
     """As `read_predictions`, without the plans' texts, which are most of what there is to read."""
     columns = (predictions.c[name] for name in PredictedNumbers._fields)
     found = connection.execute(sa.select(*columns).where(predictions.c.study_id == study_id)).all()
-    return sorted((PredictedNumbers(*row) for row in found), key=_by_peak)
+    return sorted((record_from(PredictedNumbers, PredictedNumbers._fields, row) for row in found), key=_by_peak)
 
 
 def _read(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> list[PredictionRecord]:

@@ -67,7 +67,9 @@ def record_from(kind: type[T], names: Sequence[str], values: Sequence[Any]) -> T
     floats = _SOUND.get(signature)
     if floats is None or (floats and not all(isfinite(values[place]) for place in floats)):
         record = record_of(kind, dict(zip(names, values, strict=True)))
-        _SOUND[signature] = [place for place, value in enumerate(values) if type(value) is float]
+        # Not where a value was converted, such as bytes to a text.
+        if all(type(getattr(record, name)) is type(value) for name, value in zip(names, values, strict=True)):
+            _SOUND[signature] = [place for place, value in enumerate(values) if type(value) is float]
         return record
     try:
         return kind(**dict(zip(names, values, strict=True)))
