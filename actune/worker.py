@@ -118,9 +118,11 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
-        for line in requests:
-            lines.put(line)
-        _end()
+        try:
+            for line in requests:
+                lines.put(line)
+        finally:
+            _end()
 
     threading.Thread(target=read, name="requests", daemon=True).start()
     try:
@@ -176,11 +178,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which ends its workers itself
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # how the engine asks a worker that hangs where it does
+    # Both pipes are this file's alone: what a target reads from stdin, or closes, is not the protocol.
+    requests = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), sys.stdin.fileno())
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # A child that the target forks has nothing to say there, and would keep the pipe open beyond the worker's death.
     os.register_at_fork(after_in_child=lambda: os.close(replies.fileno()))
-    serve(sys.stdin.buffer, replies)
+    serve(requests, replies)
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ def _run(
     from actune.cli.interruption import InterruptibleReporter, Interruption
     from actune.cli.progress import show_progress
     from actune.cli.render import render_study
-    from actune.cli.trust import check_target
+    from actune.cli.trust import check_cluster, check_target
     from actune.cli.waiting import Patience
     from actune.report import study_document
     from actune.search import run_search
@@ -201,14 +201,21 @@ def _run(
     interruption = Interruption()
     interruption.install()
     with Store.open(storage, create=asked is not None) as store:
-        settings = _settings(store, name, asked)  # what is wrong with them is said before a wait, not after it
-        check_target(settings.target, study=name, named_now="target" in (asked or {}), trust=trust_target)
+
+        def current() -> StudySettings:
+            settings = _settings(store, name, asked)
+            named = asked or {}
+            check_target(settings.target, study=name, named_now="target" in named, trust=trust_target)
+            check_cluster(settings.address, study=name, named_now="address" in named, trust=trust_target)
+            return settings
+
+        current()  # what is wrong with them is said before a wait, not after it; they may be others by then
         with show_progress(name) as shown:
             reporter = InterruptibleReporter(shown, interruption)
             verdict = run_search(
                 store,
                 name,
-                lambda: _settings(store, name, asked),
+                current,
                 log_folder=log_folder_of(storage, name),
                 reporter=reporter,
                 while_held=Patience(reporter, interruption) if wait else None,

@@ -105,8 +105,7 @@ def export(
     """Export a study's best plan, as actune's TOML or into a training config."""
     from actune.config import read_text
     from actune.export import export_plan, write_export
-    from actune.plan import parse_plan
-    from actune.store import Store
+    from actune.store import Store, stored_plan
 
     with Store.open(storage, create=False) as store:
         study = store.study(name)
@@ -114,7 +113,7 @@ def export(
             raise UsageError("--budget and --trial name a plan each. Give one of them.")
         toml = _best_toml(store, study, budget) if trial is None else _trial_toml(store, name, trial)
     exported = export_plan(
-        parse_plan(toml, source=f"study '{name}'"),
+        stored_plan(toml),
         study.target.structure,
         format=format_,
         version=version,

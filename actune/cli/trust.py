@@ -62,6 +62,35 @@ def check_target(text: str, *, study: str, named_now: bool, trust: bool) -> None
         )
 
 
+def check_cluster(address: str | None, *, study: str, named_now: bool, trust: bool) -> None:
+    """Lets a search use a Ray cluster if it is the user's choice, and remembers that it is. A cluster runs code.
+
+    Args:
+        address: as the study has it; None for the cluster that the user's own environment names.
+        study: its name, for messages.
+        named_now: the user named the address on this command line, or in a study file that is on it.
+        trust: the user says on this command line to trust what the study names.
+
+    Raises:
+        UsageError: the address is one that the user has not named before.
+    """
+    if address is None:
+        return
+    cluster = TargetCode(f"the Ray cluster at {address}", "", "")
+    if named_now or trust:
+        try:
+            _remember(cluster)
+        except _TrustFileError as error:
+            say(f"what was named is not remembered, so `actune resume {study}` will ask for --trust-target: {error}")
+        return
+    why = _why_not(cluster)
+    if why is not None:
+        raise UsageError(
+            f"study '{study}' would run on {cluster.place}: {why}. If that is your cluster, give --trust-target, or "
+            f"name it by `actune search --study {study} --address {address}`."
+        )
+
+
 def _why_not(code: TargetCode) -> str | None:
     """Why code is not trusted; None if it is."""
     try:

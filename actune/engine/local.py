@@ -307,8 +307,11 @@ def target_error(message: str, detail: str | None, *, log_folder: Path) -> Targe
     if not detail:
         return TargetError(message)
     path = log_folder / "target-error.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(detail, encoding="utf-8", errors="replace")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(detail, encoding="utf-8", errors="replace")
+    except OSError as error:
+        return TargetError(f"{message.rstrip('.')}. The traceback can't be kept in {path}: {error.strerror}")
     return TargetError(f"{message.rstrip('.')}. The traceback or last output is in {path}", traceback_path=path)
 
 

@@ -10,15 +10,15 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from actune import stragglers
 from actune.boundary import from_json, shorten, to_json
-from actune.errors import StorageError
+from actune.errors import ActuneError, StorageError
 from actune.records import AwaitsTurn, Failed, Reply, ReplyLine, Request, TakeTurn
 
 LOG_TAIL_BYTES = 16_000  # where a hang is comes first in its stack, and stacks of compilers are long
@@ -98,7 +98,7 @@ class WorkerProcess:
         self.environment = environment
         self._mark = uuid.uuid4().hex
         self._log_path = log_path
-        self._oom_kills = _oom_kills()
+        self._oom_kills = 0
         try:
             log_path.parent.mkdir(parents=True, exist_ok=True)
             self._log_start = log_path.stat().st_size if log_path.exists() else 0
@@ -108,7 +108,7 @@ class WorkerProcess:
                 f"the workers' log {log_path} can't be written: {error.strerror}. It lies in a folder beside the "
                 "database: give yourself the right to write there, or name a database elsewhere with --storage."
             ) from None
-        with log:
+        with log, _started_or_said():
             self._process = subprocess.Popen(
                 # -P: the current folder may be a stranger's, and is importable for the target's own code alone.
                 [sys.executable, "-P", "-m", "actune.worker"],
@@ -168,6 +168,7 @@ class WorkerProcess:
             WorkerDiedError: there was none; the process is gone.
         """
         self._asked += 1
+        self._oom_kills = _oom_kills()  # those before are other programs', or earlier trials'
         self._send(request)
         left_s = timeout_s
         while True:
@@ -185,8 +186,12 @@ class WorkerProcess:
                 ) from None
             left_s -= time.monotonic() - began_s
             answer = self._understood(line)
-            if answer.number < self._asked:
+            if answer.number < self._asked and left_s > 0:
                 continue  # one too many to an earlier request
+            if answer.number != self._asked:
+                self.kill()
+                why = f"the worker wrote a reply to request {answer.number}, and this is request {self._asked}"
+                raise WorkerDiedError(False, False, why, self._log_tail())
             if not isinstance(answer.reply, AwaitsTurn):
                 return answer.reply
             take_turn()
@@ -255,10 +260,13 @@ class WorkerProcess:
         return WorkerDiedError(False, False, f"the worker ended by itself with exit code {code}", self._log_tail())
 
     def _log_tail(self) -> str:
-        with self._log_path.open("rb") as log:
-            end = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_start, end - LOG_TAIL_BYTES))
-            return log.read().decode(errors="replace")
+        try:
+            with self._log_path.open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_start, end - LOG_TAIL_BYTES))
+                return log.read().decode(errors="replace")
+        except OSError as error:  # somebody has tidied up; that is no part of the worker's fate
+            return f"the log {self._log_path} can't be read: {error.strerror}"
 
     def kill(self) -> None:
         """Ends the process and all its children at once, and waits for it."""
@@ -280,6 +288,18 @@ class WorkerProcess:
 
     def _reader_saw_end(self) -> bool:
         return not self._reader.is_alive()
+
+
+@contextmanager
+def _started_or_said() -> Iterator[None]:
+    """Raises ActuneError where the system starts no more processes."""
+    try:
+        yield
+    except OSError as error:
+        raise ActuneError(
+            f"no worker can be started: {error.strerror}. Is the limit on processes, open files or memory reached (see "
+            "`ulimit -a`)? What was measured is stored."
+        ) from None
 
 
 def _oom_kills() -> int:

@@ -23,11 +23,9 @@ class Turns:
     @contextmanager
     def request(self) -> Iterator[Turn]:
         """The block of one request. It begins once no other one has the turn or waits for it."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_taken and not self._waiting)
-            self._sharing += 1
         turn = Turn(self)
         try:
+            turn.begin()
             yield turn
         finally:
             turn.end()
@@ -38,7 +36,15 @@ class Turn:
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
-        self._state: Literal["sharing", "waiting", "alone", "ended"] = "sharing"
+        self._state: Literal["new", "sharing", "waiting", "alone", "ended"] = "new"
+
+    def begin(self) -> None:
+        """Waits until no other request has the turn or waits for it."""
+        turns = self._turns
+        with turns._changed:
+            turns._changed.wait_for(lambda: not turns._is_taken and not turns._waiting)
+            turns._sharing += 1
+            self._state = "sharing"
 
     def take(self) -> None:
         """Waits until no other request runs, and keeps it so until this one ends.
@@ -55,11 +61,13 @@ class Turn:
             turns._sharing -= 1
             turns._waiting += 1
             turns._changed.notify_all()
-            turns._changed.wait_for(lambda: self._has_ended or not (turns._sharing or turns._is_taken))
-            turns._waiting -= 1
+            try:
+                turns._changed.wait_for(lambda: self._has_ended or not (turns._sharing or turns._is_taken))
+            finally:  # an interruption too
+                turns._waiting -= 1
+                turns._changed.notify_all()
             if not self._has_ended:
                 self._state, turns._is_taken = "alone", True
-            turns._changed.notify_all()
 
     def end(self) -> None:
         """The request has ended, whatever it had."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,17 +51,17 @@ def measure_plan(workload: Workload, request: MeasurePlan, take_turn: Callable[[
         workload.forget_plans()
         workload.restart()
     leaked_bytes = workload.ranks.agree_max(workload.device.live_bytes(workload.bookkeeping) - live_bytes_before)
-    leaked_files = workload.ranks.agree_max(_open_files() - files_before)
+    leaked_files = workload.ranks.agree_max(_open_files() - files_before)  # infinite where not one more can be opened
     leaks = leaked_bytes > LEAK_TOLERANCE_BYTES or leaked_files > LEAK_TOLERANCE_FILES
     return Measured(measurement, worker_spent=leaks or measurement.outcome is Outcome.OOM)
 
 
-def _open_files() -> int:
-    """How many this process has; 0 where that can't be known."""
+def _open_files() -> float:
+    """How many this process has; infinite where not one more can be opened, 0 where that can't be known."""
     try:
         return len(os.listdir("/proc/self/fd"))
-    except OSError:
-        return 0
+    except OSError as error:
+        return math.inf if error.errno in (errno.EMFILE, errno.ENFILE) else 0
 
 
 def _run(

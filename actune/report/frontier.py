@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from actune.plan import parse_plan
 from actune.predictions import PredictionRecord
 from actune.report.documents import Predicted, plan_entry, study_document
-from actune.store import Store
+from actune.store import Store, stored_plan
 
 
 def frontier_points(
@@ -51,7 +50,7 @@ def frontier_points(
     )
     for plan_hash, point in points.items():
         point["on_frontier"] = _which(plan_hash in on_predicted, plan_hash in on_measured)
-        treatments = parse_plan(point["plan_toml"]).resolve(layer_fqns).values()
+        treatments = stored_plan(point["plan_toml"]).resolve(layer_fqns).values()
         point["layers"] = dict(Counter(treatment.policy for treatment in treatments).most_common())
     return sorted(points.values(), key=_by_peak)
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import sqrt
 
-from actune.plan import Plan, parse_plan
+from actune.plan import Plan
 from actune.racing import PooledLogNoise, Race
 from actune.search.advice import Advice, MeasuredRatio
 from actune.search.foresight import Foresight
 from actune.search.race import Timing, race_among
 from actune.statistics import Clock, pair_ratios, relative_step_time
+from actune.store import stored_plan
 from actune.study_records import TrialRecord
 
 MEDIAN_ERROR = 1.2533
@@ -49,7 +50,7 @@ class Ledger:
     def add(self, trial: TrialRecord) -> None:
         """Takes a trial in."""
         self.trials.append(trial)
-        self._plans[trial.plan_hash] = parse_plan(trial.plan_toml)
+        self._plans[trial.plan_hash] = stored_plan(trial.plan_toml)
         self._learn_peak(trial)
         relative = relative_step_time(trial.measurement, self._clock)
         if relative is not None:

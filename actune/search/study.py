@@ -18,11 +18,11 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from actune.errors import StorageError, describe_error
-from actune.plan import Plan, dump_plan, parse_plan
+from actune.plan import Plan, dump_plan
 from actune.records import Measurement, Outcome
 from actune.search.proposers import PlanSource, make_sampler, suggest
 from actune.search.space import ModelSpace
-from actune.store import Store
+from actune.store import Store, stored_plan
 from actune.store.failures import storage_errors
 from actune.store.location import parse_location
 from actune.store.lock import setup_lock
@@ -212,7 +212,7 @@ class PlanStudy:
         attrs = trial.user_attrs
         preset = attrs.get(_PRESET)
         is_given = _PLAN in attrs
-        plan = parse_plan(attrs[_PLAN]) if is_given else self._space.presets.get(preset or "")
+        plan = stored_plan(attrs[_PLAN]) if is_given else self._space.presets.get(preset or "")
         values: dict[str, Any] = {}
         # Fixed by the queue: asking for them makes them parameters that the sampler learns from.
         if plan is None or (is_queued and self._trial(trial.number).system_attrs.get("fixed_params")):

@@ -113,7 +113,7 @@ class TrialLoop:
                 continue
             done, _ = wait(self._running, return_when=FIRST_COMPLETED)
             # Those that ended well first: one whose worker could not start ends the search, and they are to be kept.
-            for future in sorted(done, key=lambda f: (f.exception() is not None, self._running[f].proposal.number)):
+            for future in sorted(done, key=lambda f: (_ends_the_search(f), self._running[f].proposal.number)):
                 started = self._running.pop(future)
                 self._finish(started, _outcome_of(future), reused=False)
             if reason in (StopReason.TOLERANCE, StopReason.EXHAUSTED):
@@ -280,6 +280,10 @@ class TrialLoop:
                 deadline_s=None if self._deadline_s is None else max(0.0, self._deadline_s - time.monotonic()),
             )
         )
+
+
+def _ends_the_search(future: Future[Measurement]) -> bool:
+    return not isinstance(future.exception(), PlanError | None)
 
 
 def _outcome_of(future: Future[Measurement]) -> Measurement:

@@ -9,6 +9,7 @@ from actune.store.backup import back_up
 from actune.store.copying import CopiedStudy, copy_study
 from actune.store.lock import setup_lock, study_lock
 from actune.store.names import validate_study_name
+from actune.store.plan_texts import stored_plan
 from actune.store.store import Store, environment_fingerprint
 from actune.store.summary import StudySummary
 
@@ -20,6 +21,7 @@ __all__ = [
     "copy_study",
     "environment_fingerprint",
     "setup_lock",
+    "stored_plan",
     "study_lock",
     "validate_study_name",
 ]

@@ -45,16 +45,19 @@ def parse_location(url: str) -> Location:
         StorageError: the text is no database URL, names a SQLite database that is not a file, or a kind of database
             that actune is not tested with.
     """
-    without_user = re.sub(r"://.*@", "://***@", url, flags=re.DOTALL)
+    # Wherever an @ is, what stands before it may be a password: URLs that are mistyped are shown too.
+    without_user = re.sub(r"^(\w*:?/*).*@", r"\1***@", url, flags=re.DOTALL)
     shown = shorten(re.sub(r"(pass\w*=)[^&]*", r"\1***", without_user, flags=re.IGNORECASE))
     try:
         parsed = sa.make_url(url)
         is_sqlite = parsed.get_backend_name() == "sqlite"
     except (ArgumentError, ValueError):
-        as_file = f" For a file write sqlite:///{url}." if url and "://" not in url else ""
+        as_file = f" For a file write sqlite:///{url}." if url and not re.search("://|@|pass", url) else ""
         raise StorageError(f"storage {shown} is no database URL. {_EXPECTED}{as_file}") from None
     if "@" in (parsed.host or ""):
         raise StorageError(f"storage {shown} has several @. Write the one in a password as %40.")
+    if not is_sqlite and "@" in (parsed.database or ""):
+        raise StorageError(f"storage {shown} has an @ in the name of its database. {_EXPECTED}")
     if not is_sqlite:
         return _server_location(parsed)
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
@@ -70,7 +73,7 @@ def parse_location(url: str) -> Location:
 def _server_location(parsed: sa.URL) -> Location:
     if parsed.drivername in _POSTGRESQL_ALIASES:
         parsed = parsed.set(drivername=POSTGRESQL)
-    secrets = [key for key in parsed.query if key.endswith("password")]  # libpq takes it there too
+    secrets = [key for key in parsed.query if "pass" in key.lower()]  # libpq takes it there too
     label = parsed.difference_update_query(secrets).render_as_string(hide_password=True)
     if parsed.drivername != POSTGRESQL:
         raise StorageError(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 
 from actune.errors import PlanError, shorten
-from actune.plan import parse_plan, text_hash
+from actune.plan import Plan, parse_plan, text_hash
 from actune.store.schema import plans, unreadable
 
 
@@ -35,6 +35,18 @@ def check_plan(toml: str, *, plan_hash: str | None = None) -> str:
     except (PlanError, ValueError) as error:
         raise unreadable("plan", ValueError(str(error))) from None
     return toml
+
+
+def stored_plan(toml: str) -> Plan:
+    """The plan of a text that the store gave.
+
+    Raises:
+        StorageError: it is no plan: another program has written it.
+    """
+    try:
+        return parse_plan(toml, source="it")
+    except PlanError as error:
+        raise unreadable("plan", ValueError(str(error))) from None
 
 
 def keep_plans(connection: sa.Connection, tomls: Mapping[str, str]) -> None:

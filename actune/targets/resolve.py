@@ -22,6 +22,7 @@ from actune.files import read_bytes
 from actune.target_spec import TargetSpec, parse_target_spec
 from actune.targets.base import BoundTarget, blame_target, importable
 from actune.targets.builtin import builtin_target
+from actune.targets.from_source import FromSource, SourceAlone
 from actune.targets.hf import hf_target, transformers_version
 from actune.targets.torchtitan import torchtitan_target, torchtitan_version
 
@@ -95,7 +96,7 @@ def _import_file(spec: TargetSpec, folder: Path) -> ModuleType:
     # Private and unique, so that it can't shadow an installed module; registered, so that dataclasses and pickle,
     # which look a class's module up by name, work in it.
     name = f"_actune_target_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
+    module_spec = importlib.util.spec_from_file_location(name, path, loader=SourceAlone(name, str(path)))
     if module_spec is None or module_spec.loader is None:
         raise UsageError(f"target '{spec.text}': {path.name} can't be imported. Expected a Python file.")
     module = importlib.util.module_from_spec(module_spec)
@@ -112,12 +113,16 @@ def _import_file(spec: TargetSpec, folder: Path) -> ModuleType:
 def _import_module(spec: TargetSpec, folder: Path) -> ModuleType:
     with importable(folder), blame_target(spec.text, f"importing {spec.location}"):
         importlib.invalidate_caches()
+        from_source = FromSource(spec.location)
+        sys.meta_path.insert(0, from_source)
         try:
             return importlib.import_module(spec.location)
         except ModuleNotFoundError as error:
             if not _is_missing_itself(spec, error):
                 raise
             raise _no_module(spec, error) from None
+        finally:
+            sys.meta_path.remove(from_source)
 
 
 def _is_missing_itself(spec: TargetSpec, error: ModuleNotFoundError) -> bool:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import py_compile
 import sqlite3
 import stat
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +22,7 @@ from actune.target_spec import parse_target_spec
 from tests.cli.conftest import SOUND
 from tests.store.examples import ENVIRONMENT, SETTINGS, TARGET
 
+ROOT = Path(__file__).parent.parent.parent
 EVIL = "from pathlib import Path\nPath({mark!r}).touch()\n\ndef Net():\n    raise SystemExit\n"
 
 
@@ -224,3 +228,51 @@ def test_altered_target_of_ones_own_study_is_asked_for(study, tmp_path):
     result = study("resume", "sound")
     assert (result.code, str(theirs) in result.err) == (2, True)
     assert not Path(tmp_path / "ran").exists()
+
+
+def test_a_target_that_becomes_another_while_it_is_waited_for_is_asked_for(study, tmp_path, monkeypatch):
+    assert study("search", "--target", SOUND, "--study", "sound").code == 0
+    theirs = target_file(tmp_path, "theirs.py", EVIL.format(mark=str(tmp_path / "ran")))
+
+    def waited(store, name, settings, **options):
+        with closing(sqlite3.connect(tmp_path / "studies/actune.db")) as connection, connection:
+            changed = "json_set(settings, '$.target', ?)"
+            connection.execute(f"UPDATE actune_studies SET settings = {changed}", (f"{theirs}:Net",))
+        return settings()
+
+    monkeypatch.setattr("actune.search.run_search", waited)
+    result = study("resume", "sound", "--wait")
+    assert (result.code, str(theirs) in result.err) == (2, True)
+
+
+def test_a_cluster_that_only_a_database_names_is_not_connected_to(actune, tmp_path):
+    (tmp_path / "studies").mkdir()
+    with Store.open(f"sqlite:///{tmp_path}/studies/actune.db", create=True) as store:
+        settings = replace(SETTINGS, target="dense-tiny", device="cpu", engine="ray", address="127.0.0.1:1")
+        store.create_study("theirs", settings, TARGET, ENVIRONMENT)
+    result = actune("resume", "theirs")
+    assert result.code == 2
+    assert "study 'theirs' would run on the Ray cluster at 127.0.0.1:1" in result.err
+    named = actune("search", "--study", "theirs", "--address", "127.0.0.1:1")
+    assert "nothing answers at the Ray address" in named.err
+    assert "nothing answers at the Ray address" in actune("resume", "theirs").err
+
+
+@pytest.mark.parametrize("target", ["{folder}/mine.py:Net", "mine:Net", "around.mine:Net"])
+def test_bytecode_beside_a_trusted_file_is_not_what_runs(tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    mark = tmp_path / "ran"
+    source = tmp_path / ("around/mine.py" if "around" in target else "mine.py")
+    source.parent.mkdir(exist_ok=True)
+    for path in {source, *([source.with_name("__init__.py")] if "around" in target else [])}:
+        path.write_text(EVIL.format(mark=str(mark)))
+        py_compile.compile(str(path), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+        path.write_text("class Net: pass\n")
+    code = "import sys; from actune.targets.resolve import load_target; load_target(sys.argv[1])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, target.format(folder=tmp_path)], env=environment, capture_output=True, text=True
+    )
+    assert "has no method model()" in ran.stderr
+    assert not mark.exists()

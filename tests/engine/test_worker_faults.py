@@ -1,6 +1,7 @@
 """What a plan may do to a worker, each fault a real one: its outcome, what it says, and that the next trial runs."""
 
 import os
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from actune.engine import LocalEngine
 from actune.plan import Plan, Rule, Treatment, dump_plan
 from actune.records import LoadTarget, MeasurePlan, Outcome
+from tests.cli.conftest import wait_until
 from tests.processes import marked_processes
 
 pytestmark = pytest.mark.faults
@@ -117,7 +119,7 @@ def test_a_worker_that_the_system_kills_for_its_memory_is_out_of_memory(engine_f
     assert (killed.outcome, killed.message) == (Outcome.OOM, "killed by the system, which ran out of memory")
 
 
-@pytest.mark.parametrize("name", ["LeaksFiles", "LeaksMemory"])
+@pytest.mark.parametrize("name", ["LeaksFiles", "LeaksAllFiles", "LeaksMemory"])
 def test_a_worker_that_leaks_is_replaced(engine_for, name):
     with engine_for(name) as engine:
         assert measure(engine, NONE).outcome is Outcome.OK
@@ -136,6 +138,32 @@ def test_a_forged_reply_does_not_become_the_next_trials(engine_for):
         assert measure(engine, NONE).peak_bytes == peak_bytes
 
 
+def test_forged_replies_to_later_requests_end_the_worker(engine_for):
+    with engine_for("ForgesLaterReplies") as engine:
+        peak_bytes = measure(engine, NONE).peak_bytes
+        forged = measure(engine, FULL)
+        assert (forged.outcome, forged.peak_bytes) == (Outcome.CRASHED, None)
+        assert "a reply to request 99" in forged.message
+        assert measure(engine, NONE).peak_bytes == peak_bytes
+
+
+def test_stdin_of_a_target_is_empty_and_its_own(engine_for):
+    with engine_for("TakesStdin") as engine:
+        assert measure(engine, FULL).outcome is Outcome.OK
+        pid = worker_pid(engine)
+        assert measure(engine, FULL).outcome is Outcome.OK
+        assert worker_pid(engine) == pid
+
+
+def test_logs_that_somebody_removed_are_no_part_of_a_worker_s_fate(engine_for, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACTUNE_TEST_LOGS", str(tmp_path / "logs"))
+    with engine_for("LosesItsLogs") as engine:
+        killed = measure(engine, FULL)
+        assert (killed.outcome, killed.message) == (Outcome.CRASHED, "the worker was killed by SIGKILL")
+        assert "can't be read" in killed.detail
+        assert measure(engine, NONE).outcome is Outcome.OK
+
+
 def test_a_daemon_that_a_target_starts_does_not_outlive_its_worker(engine_for, mark):
     with engine_for("LeavesDaemons") as engine:
         assert measure(engine, FULL).outcome is Outcome.OK
@@ -146,8 +174,8 @@ def test_a_daemon_that_a_target_starts_does_not_outlive_its_worker(engine_for, m
 def test_the_coordinator_keeps_nothing_of_workers_that_died(engine_for):
     with engine_for("Segfaults") as engine:
         measure(engine, FULL)
-        files, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+        files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
         for _ in range(3):
             assert measure(engine, FULL).outcome is Outcome.CRASHED
-        assert len(os.listdir("/proc/self/fd")) <= files
-        assert len(os.listdir("/proc/self/task")) <= threads
+        wait_until(lambda: threading.active_count() <= threads, what="the end of the workers' threads")
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= files, what="the end of the workers' pipes")

@@ -89,6 +89,18 @@ def test_a_trial_that_ended_is_kept_when_another_ends_the_search(
     assert machine.measured == hashes(store) == [preset_hash("full", machine), preset_hash("sac", machine)]
 
 
+def test_a_plan_at_fault_is_an_outcome_that_is_kept_when_another_trial_ends_the_search(
+    store: Store, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials_module, "wait", lambda futures, return_when: futures_wait(futures))
+    machine.outcomes[NO_AC_HASH] = TargetError("the target can't be loaded any more")
+    machine.outcomes[preset_hash("sac", machine)] = PlanError("save: 'x::mm' matches nothing")
+    machine.without_ac = Measurement(Outcome.OK, 2630)
+    with pytest.raises(TargetError, match="any more"):
+        search(store, machine, workers=2)
+    assert [trial.measurement.outcome for trial in store.trials("a")] == [Outcome.OK, Outcome.ERROR]
+
+
 def test_space_with_fewer_plans_than_trials_ends_the_search(store: Store, machine: Machine) -> None:
     yaml = "schema: 1\nsegments: 1\npresets: [full]\nmenu:\n  - policy: none\n  - policy: full\n"
     listener = Listener()

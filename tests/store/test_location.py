@@ -16,6 +16,12 @@ URLS = [
     "nothing://u:secret@host/db",
     "sqlite+x://u:secret@host/db",
     "://u:secret@host",
+    "postgresql:///u:secret@host/db",
+    "postgresql:/u:secret@host/db",
+    "postgresql://u@host/db?Password=secret",
+    "u:secret@host/db",
+    "postgresql://u/s:secret@host/db",
+    "mysql:///u:secret@host/db",
 ]
 
 

@@ -3,10 +3,13 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import stat
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -144,6 +147,15 @@ class WritesHalfAReply(Sound):
         os._exit(0)
 
 
+class ForgesLaterReplies(Sound):
+    """Two of a request that is yet to come."""
+
+    def misbehave(self):
+        self.misbehave = lambda: None
+        reply = {"kind": "measured", "measurement": {"outcome": "ok", "peak_bytes": 1}}
+        write_to_pipes(2 * (json.dumps({"number": 99, "reply": reply}).encode() + b"\n"))
+
+
 class ForgesAReply(Sound):
     """A whole reply, before the worker's own: what follows is one too many."""
 
@@ -175,6 +187,34 @@ class LeaksFiles(Sound):
 
     def misbehave(self):
         self.files += [os.open("/dev/null", os.O_RDONLY) for _ in range(50)]
+
+
+class LeaksAllFiles(Sound):
+    """Under a low limit, until nothing more can be opened."""
+
+    def misbehave(self):
+        self.misbehave = lambda: None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        with suppress(OSError):
+            while True:
+                os.open("/dev/null", os.O_RDONLY)
+
+
+class LosesItsLogs(Sound):
+    def misbehave(self):
+        shutil.rmtree(os.environ["ACTUNE_TEST_LOGS"])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class TakesStdin(Sound):
+    """Reads what is there, has a child read, and puts something else in its place."""
+
+    def misbehave(self):
+        self.misbehave = lambda: None
+        if sys.stdin.read() or subprocess.run(["cat"], capture_output=True, check=True).stdout:
+            raise AssertionError("there was something to read")
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        os.close(0)
 
 
 class LeaksMemory(Sound):
