@@ -2,7 +2,7 @@
 
 from actune.plan.patterns import compress_fqns, compress_fqns_text
 from actune.plan.plan import COMPILE_MODES, CompileMode, Plan, Rule, misfit
-from actune.plan.text import dump_plan, load_plan, parse_plan, plan_hash, text_hash
+from actune.plan.text import dump_plan, load_plan, parse_plan, plan_hash
 from actune.plan.treatment import NO_AC, POLICIES, WHOLE_LAYER, PolicyName, SavedOp, Treatment
 
 __all__ = [
@@ -23,5 +23,4 @@ __all__ = [
     "misfit",
     "parse_plan",
     "plan_hash",
-    "text_hash",
 ]

@@ -136,9 +136,4 @@ def plan_hash(plan: Plan) -> str:
 
     Plans that do the same to a model have one hash once they are canonical for it (`Plan.canonical_for`).
     """
-    return text_hash(_text(plan))
-
-
-def text_hash(toml: str) -> str:
-    """The hash of the plan whose text without provenance it is, as `dump_plan` writes it."""
-    return hashlib.sha256(toml.encode(errors="replace")).hexdigest()[:16]
+    return hashlib.sha256(_text(plan).encode()).hexdigest()[:16]

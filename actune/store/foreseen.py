@@ -8,7 +8,7 @@ from dataclasses import replace
 import sqlalchemy as sa
 
 from actune.predictions import PredictedNumbers, PredictionRecord
-from actune.store.plan_texts import check_plan, keep_plans
+from actune.store.plan_texts import keep_plans
 from actune.store.rows import record_from
 from actune.store.schema import plans, predictions
 
@@ -41,19 +41,16 @@ def read_numbers(connection: sa.Connection, study_id: int) -> list[PredictedNumb
     """As `read_predictions`, without the plans' texts, which are most of what there is to read."""
     columns = (predictions.c[name] for name in PredictedNumbers._fields)
     found = connection.execute(sa.select(*columns).where(predictions.c.study_id == study_id)).all()
-    return sorted((record_from(PredictedNumbers, PredictedNumbers._fields, row) for row in found), key=_by_peak)
+    return sorted((record_from(PredictedNumbers, row) for row in found), key=_by_peak)
 
 
 def _read(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> list[PredictionRecord]:
     query = (
-        sa.select(*(predictions.c[name] for name in _PLAIN), plans.c.toml)
+        sa.select(predictions.c.plan_hash, plans.c.toml, *(predictions.c[name] for name in _PLAIN[1:]))
         .join(plans, plans.c.plan_hash == predictions.c.plan_hash)
         .where(wanted)
     )
-    return [
-        record_from(PredictionRecord, (*_PLAIN, "plan_toml"), (*row[:-1], check_plan(row[-1], plan_hash=row[0])))
-        for row in connection.execute(query).all()
-    ]
+    return [record_from(PredictionRecord, row) for row in connection.execute(query).all()]
 
 
 def _merged(before: PredictionRecord | None, now: PredictionRecord) -> PredictionRecord:

@@ -7,33 +7,15 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 
 from actune.errors import PlanError, shorten
-from actune.plan import Plan, parse_plan, text_hash
+from actune.plan import Plan, parse_plan
 from actune.store.schema import plans, unreadable
 
 
 def read_plan(connection: sa.Connection, plan_hash: str) -> str | None:
     """A plan's text; None if there is no plan of that hash."""
     toml = connection.execute(sa.select(plans.c.toml).where(plans.c.plan_hash == plan_hash)).scalar()
-    return None if toml is None else check_plan(toml, plan_hash=plan_hash)
-
-
-def check_plan(toml: str, *, plan_hash: str | None = None) -> str:
-    """A stored plan's text, unchanged.
-
-    Args:
-        toml: as it was found.
-        plan_hash: what it is stored under, if so. A text of that hash is what was stored, and need not be parsed.
-
-    Raises:
-        StorageError: it is no plan.
-    """
-    try:
-        if not isinstance(toml, str):
-            raise ValueError(f"{shorten(toml)} is no text")
-        if text_hash(toml) != plan_hash:
-            parse_plan(toml, source="it")
-    except (PlanError, ValueError) as error:
-        raise unreadable("plan", ValueError(str(error))) from None
+    if toml is not None:
+        stored_plan(toml)
     return toml
 
 
@@ -44,8 +26,10 @@ def stored_plan(toml: str) -> Plan:
         StorageError: it is no plan: another program has written it.
     """
     try:
+        if not isinstance(toml, str):
+            raise ValueError(f"{shorten(toml)} is no text")
         return parse_plan(toml, source="it")
-    except PlanError as error:
+    except (PlanError, ValueError) as error:
         raise unreadable("plan", ValueError(str(error))) from None
 
 

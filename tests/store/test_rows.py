@@ -14,7 +14,7 @@ GOOD = ("0123456789abcdef", None, 2**30, 0.25)
 
 
 def made(values: tuple[Any, ...]) -> PredictedNumbers:
-    return record_from(PredictedNumbers, PredictedNumbers._fields, values)
+    return record_from(PredictedNumbers, values)
 
 
 def test_a_value_that_is_converted_is_converted_each_time() -> None:
