@@ -174,6 +174,8 @@ class WorkerProcess:
         while True:
             began_s = time.monotonic()
             try:
+                if left_s <= 0:  # whatever else it has written
+                    raise queue.Empty
                 line = self._next_line(left_s)
             except queue.Empty:
                 self._print_stacks()
@@ -186,7 +188,7 @@ class WorkerProcess:
                 ) from None
             left_s -= time.monotonic() - began_s
             answer = self._understood(line)
-            if answer.number < self._asked and left_s > 0:
+            if answer.number < self._asked:
                 continue  # one too many to an earlier request
             if answer.number != self._asked:
                 self.kill()

@@ -43,7 +43,7 @@ def test_asking_recording_and_telling_take_no_more_after_many_trials(store: Stor
         return patch.object(owner, name, noted)
 
     with counted() as statements, ExitStack() as patches:
-        patches.enter_context(patch.object(ledger_module, "parse_plan", parse))
+        patches.enter_context(patch.object(ledger_module, "stored_plan", parse))
         for owner, name in CALLS:
             patches.enter_context(noting(owner, name, statements))
         machine = Machine(structure=mixture(8), can_be_profiled=True)
