@@ -104,7 +104,8 @@ wait_option = click.option(
 trust_target_option = click.option(
     "--trust-target",
     is_flag=True,
-    help="Go on although the study names code of a target that you have not named before, or that has changed since.",
+    help="Go on although the study names a target's code or a Ray cluster that you have not named before, or code that "
+    "has changed since.",
 )
 device_help = "cpu, cuda, cuda:N, or a simulated one, such as sim:h100."
 MAX_WORLD_SIZE = 2**20
