@@ -2,10 +2,14 @@
 
 import signal
 
+import pytest
+
 from actune.errors import UsageError
 from actune.store import Store
 from tests.cli.conftest import SOUND, actune_process, ended, is_whole, wait_until
 from tests.processes import marked_processes
+
+pytestmark = pytest.mark.faults
 
 SEARCH = ("search", "--target", SOUND, "--budget", "80%", "--study", "s", "--seed", 0, "--tolerance", 0)
 

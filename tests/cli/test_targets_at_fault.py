@@ -31,6 +31,7 @@ def test_target_at_fault(tmp_path, name, says, kept):
     wait_until(lambda: not marked_processes(tmp_path), what="the end of every process")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("target", [f"{FAULTY}:ModelHangs", f"{FAULTY.with_name('hangs_in_import.py')}:Target"])
 def test_target_that_hangs_is_ended(tmp_path, target):
     search = ("search", "--target", target, "--budget", "60%", "--trial-timeout", "4s", "--study", "s")

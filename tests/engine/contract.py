@@ -87,7 +87,7 @@ class EngineTestCase:
         ("name", "outcome", "message"),
         [
             ("KilledUnderAPlan", Outcome.CRASHED, "SIGKILL"),
-            ("HangsUnderAPlan", Outcome.TIMEOUT, "--trial-timeout"),
+            pytest.param("HangsUnderAPlan", Outcome.TIMEOUT, "--trial-timeout", marks=pytest.mark.faults),
             ("OutOfMemoryUnderAPlan", Outcome.OOM, "MemoryError"),
         ],
     )

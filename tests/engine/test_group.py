@@ -33,7 +33,7 @@ def measure(engine, toml, **options):
     [
         ("LastRankRaises", Outcome.ERROR, ["rank 1: ValueError: this rank has had enough"]),
         ("LastRankKilled", Outcome.CRASHED, ["rank 1: the worker was killed by SIGKILL"]),
-        ("LastRankHangs", Outcome.TIMEOUT, ["rank 1", "--trial-timeout"]),
+        pytest.param("LastRankHangs", Outcome.TIMEOUT, ["rank 1", "--trial-timeout"], marks=pytest.mark.faults),
     ],
 )
 def test_a_failure_of_one_rank_is_one_outcome(engine_for, monkeypatch, tmp_path, mark, name, outcome, messages):
