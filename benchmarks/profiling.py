@@ -59,7 +59,7 @@ def profile(case):
     from actune.step_profile import ProfilePlan
     from actune.worker import Worker
 
-    worker = Worker()
+    worker = Worker(lambda: None)
     start_s = time.perf_counter()
     loaded = worker.answer(LoadTarget(case.spec, case.device, seed=0, world_size=case.world_size))
     if isinstance(loaded, Failed):
