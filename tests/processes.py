@@ -1,6 +1,7 @@
 """Processes that a test starts are marked in their environment, so that those left behind are found."""
 
 import os
+import time
 from pathlib import Path
 
 MARK = "ACTUNE_TEST_MARK"
@@ -17,4 +18,12 @@ def marked_processes(mark):
                 continue  # gone in between, or another user's
             if f"{MARK}={mark}".encode() in environment.split(b"\0"):
                 found.append(int(folder.name))
+    return found
+
+
+def left_behind(find, *, limit_s=20.0):
+    """What `find()` still finds after a while: one that was killed may take a moment to be gone if nobody waits for it."""
+    end_s = time.monotonic() + limit_s
+    while (found := find()) and time.monotonic() < end_s:
+        time.sleep(0.02)
     return found

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import actune_process, ended, wait_until
-from tests.processes import marked_processes
+from tests.processes import left_behind, marked_processes
 
 SHARDED = f"{Path(__file__).parent.parent / 'sharded_targets.py'}:Sharded?layers=2&seq=64&batch=4"
 
@@ -18,7 +18,7 @@ def test_search_with_two_ranks_finds_a_verified_plan_and_leaves_no_process(tmp_p
     search = actune_process(*arguments, "--nproc-per-node", 2, "--study", "two", folder=tmp_path, mark=tmp_path)
     result = ended(search)
     assert result.code == 0, result.err
-    assert not marked_processes(tmp_path)
+    assert not left_behind(lambda: marked_processes(tmp_path))
     best = result.document["best"]
     assert best["gradients_equal"]
     assert best["predicted_peak_bytes"] == best["peak_bytes"] <= result.document["budget_bytes"]

@@ -15,6 +15,7 @@ from actune.op_trace import TraceLayers
 from actune.plan import Plan, Rule, Treatment, dump_plan
 from actune.records import CompareGradients, MeasurePlan, MeasureRounds, Outcome
 from actune.step_profile import ProfilePlan
+from tests.processes import left_behind
 
 FAULTY = Path(__file__).parent.parent / "cli" / "targets" / "faulty.py"
 NONE = dump_plan(Plan())
@@ -55,7 +56,7 @@ class EngineTestCase:
     def nothing_is_left(self, workers):
         """Whatever a test does, its workers are gone once the engine is closed."""
         yield
-        assert not workers()
+        assert not left_behind(workers)
 
     def test_all_requests_are_answered(self, engine_for):
         with engine_for("Sound", workers=2) as engine, ThreadPoolExecutor(max_workers=2) as threads:
@@ -141,7 +142,7 @@ class EngineTestCase:
         future = engine.submit(request_of(NONE))
         wait_until(workers, what="a worker")
         engine.close()
-        assert not workers()
+        assert not left_behind(workers)
         assert is_given_up(future)
         with pytest.raises(ActuneError, match="the engine is closed"):
             measure(engine, NONE)

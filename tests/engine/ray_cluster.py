@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import MARK, marked_processes
+from tests.processes import MARK, left_behind, marked_processes
 
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray takes no less than 75 MiB
 NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
@@ -101,7 +101,7 @@ def cluster():
     cluster = RayCluster()
     yield cluster
     cluster.close()
-    assert not marked_processes(cluster.mark)
+    assert not left_behind(lambda: marked_processes(cluster.mark))
 
 
 def bring_loopback_up():

@@ -12,7 +12,7 @@ from actune.engine import LocalEngine
 from actune.plan import Plan, Rule, Treatment, dump_plan
 from actune.records import LoadTarget, MeasurePlan, Outcome
 from tests.cli.conftest import wait_until
-from tests.processes import marked_processes
+from tests.processes import left_behind, marked_processes
 
 pytestmark = pytest.mark.faults
 
@@ -81,7 +81,7 @@ def test_a_hang_is_ended_and_says_where(engine_for, monkeypatch, mark, name, tom
         with monkeypatch.context() as patch:
             patch.setattr(engine, "_timeout_s", HANG_S)
             hung = measure(engine, toml)
-        assert not marked_processes(mark)
+        assert not left_behind(lambda: marked_processes(mark))
         assert measure(engine, NONE).outcome is Outcome.OK
     assert hung.outcome is Outcome.TIMEOUT
     assert "no reply to 'measure' within 3 s, the cap that --trial-timeout sets" in hung.message
