@@ -22,7 +22,7 @@ def marked_processes(mark):
 
 
 def left_behind(find, *, limit_s=20.0):
-    """What `find()` still finds after a while: one that was killed may take a moment to be gone if nobody waits for it."""
+    """What `find()` still finds after a while: what was killed may take a moment to be gone if nobody waits for it."""
     end_s = time.monotonic() + limit_s
     while (found := find()) and time.monotonic() < end_s:
         time.sleep(0.02)
